@@ -1,0 +1,46 @@
+"""vlad: vision-language anomaly detection.
+
+CLIP-based zero- and few-shot anomaly detectors under one roof. Importing this package is light: torch is
+imported only when a name that needs it is used.
+
+Examples:
+    >>> import vlad
+    >>> "sdp" in vlad.list_methods()
+    True
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vlad.registry import list_methods
+
+__version__ = "0.1.0"
+__all__ = ["AnomalyDataModule", "Method", "Prediction", "__version__", "get_method", "list_methods", "load"]
+
+if TYPE_CHECKING:
+    from vlad.datamodules import AnomalyDataModule
+    from vlad.loading import load
+    from vlad.methods.base import Method
+    from vlad.registry import get_method
+    from vlad.types import Prediction
+
+# Public name -> module that defines it, imported on first use (PEP 562).
+_LAZY = {
+    "AnomalyDataModule": "vlad.datamodules",
+    "Method": "vlad.methods.base",
+    "Prediction": "vlad.types",
+    "get_method": "vlad.registry",
+    "load": "vlad.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'vlad' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

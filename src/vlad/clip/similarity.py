@@ -1,0 +1,89 @@
+"""Patch-text similarity: logits → grid → upsampled map → smoothed map; the arithmetic the methods share."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["normalize", "smooth", "to_grid", "upsample", "zero_to_one"]
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Scales vectors (..., D) to length 1."""
+    return F.normalize(x, dim=-1)
+
+
+def to_grid(values: Tensor) -> Tensor:
+    """Lays out one value per patch (B, n) as a square grid (B, √n, √n), row by row."""
+    side = round(values.shape[-1] ** 0.5)
+    return values.unflatten(-1, (side, side))
+
+
+def upsample(maps: Tensor, size: int, *, align_corners: bool) -> Tensor:
+    """Enlarges maps (B, g, g) to (B, size, size) bilinearly, in float32.
+
+    Args:
+        maps: Maps on the patch grid.
+        size: Side wanted, in pixels.
+        align_corners: Papers differ; see the method's source.
+    """
+    maps = maps.float().unsqueeze(1)
+    return F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=align_corners).squeeze(1)
+
+
+@lru_cache(maxsize=16)
+def _gaussian_matrix(size: int, sigma: float, truncate: float) -> Tensor:
+    """Returns the (size, size) matrix of a one-dimensional Gaussian filter with symmetric borders."""
+    radius = int(truncate * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
+    columns = (np.arange(size)[:, None] + offsets[None, :]) % (2 * size)
+    columns = np.where(columns >= size, 2 * size - 1 - columns, columns)  # the border pixel is repeated
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (np.arange(size)[:, None].repeat(len(offsets), 1), columns), weights[None, :])
+    return torch.from_numpy(matrix.astype(np.float32))
+
+
+def smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Tensor:
+    """Smooths maps with a Gaussian, as ``scipy.ndimage.gaussian_filter`` does with its defaults.
+
+    Two matrix products with the filter's matrix, which holds the symmetric borders; runs on any device, in
+    float32 whatever the autocast.
+
+    Args:
+        maps: Anomaly maps (B, S, S).
+        sigma: Standard deviation in pixels; 0 leaves the maps as they are.
+        truncate: Filter radius in units of ``sigma``.
+
+    Returns:
+        Smoothed maps (B, S, S), float32.
+
+    Examples:
+        >>> maps = torch.zeros(1, 5, 5)
+        >>> maps[0, 2, 2] = 1
+        >>> round(float(smooth(maps, 1.0)[0, 2, 2]), 4)
+        0.1592
+    """
+    maps = maps.float()
+    if sigma <= 0:
+        return maps
+    rows = _gaussian_matrix(maps.shape[-2], float(sigma), truncate).to(maps.device)
+    columns = _gaussian_matrix(maps.shape[-1], float(sigma), truncate).to(maps.device)
+    with torch.autocast(maps.device.type, enabled=False):
+        return rows @ maps @ columns.T
+
+
+def zero_to_one(scores: Tensor) -> Tensor:
+    """Rescales scores (N, ...) to [0, 1] over the first axis; a constant column gives 0.
+
+    Published evaluations (CLIP-AD, APRIL-GAN) do this over all test images of a category before adding the
+    parts of an image score; it needs the whole test set.
+    """
+    low, high = scores.amin(0), scores.amax(0)
+    spread = torch.where(high > low, high - low, torch.ones_like(high))
+    return (scores - low) / spread

@@ -1,0 +1,30 @@
+"""Data: catalogue records, one index, one dataset, one LightningDataModule."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlad.datamodules.catalog import Record, get_record, list_datasets
+    from vlad.datamodules.datamodule import AnomalyDataModule, Source, select_references
+    from vlad.datamodules.dataset import AnomalyDataset
+
+__all__ = ["AnomalyDataModule", "AnomalyDataset", "Record", "Source", "get_record", "list_datasets", "select_references"]
+
+# Lazy, so that listing data sets imports no torch.
+_LAZY = {
+    "AnomalyDataModule": "datamodule",
+    "AnomalyDataset": "dataset",
+    "Record": "catalog",
+    "Source": "datamodule",
+    "get_record": "catalog",
+    "list_datasets": "catalog",
+    "select_references": "datamodule",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,46 @@
+"""Losses on anomaly probability maps, as the CLIP-based detectors publish them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["dice_loss", "focal_loss"]
+
+
+def focal_loss(probabilities: Tensor, target: Tensor, *, gamma: float = 2.0, eps: float = 1e-5) -> Tensor:
+    """Computes the focal loss on probabilities, averaged over all pixels.
+
+    The one-hot target is clamped to [eps, 1 − eps] and eps is added to the probability of the true class
+    (APRIL-GAN, CLIP-AD, AnomalyCLIP and AdaCLIP share this form).
+
+    Args:
+        probabilities: Class probabilities (B, 2, ...), normal first.
+        target: 1 where anomalous (B, ...), any integer, bool or float type.
+        gamma: Focusing exponent.
+        eps: Smoothing of the target.
+
+    Returns:
+        A scalar.
+    """
+    anomalous = target.to(probabilities.dtype)
+    one_hot = torch.stack([1 - anomalous, anomalous], dim=1).clamp(eps, 1 - eps)
+    true = (one_hot * probabilities).sum(dim=1) + eps
+    return (-((1 - true) ** gamma) * true.log()).mean()
+
+
+def dice_loss(probability: Tensor, target: Tensor, *, smoothing: float = 1.0) -> Tensor:
+    """Computes one minus the soft Dice coefficient per image, averaged over the batch.
+
+    Args:
+        probability: Probability of the region (B, H, W).
+        target: 1 inside the region (B, H, W).
+        smoothing: Added to numerator and denominator.
+
+    Returns:
+        A scalar.
+    """
+    probability, target = probability.flatten(1), target.flatten(1).to(probability.dtype)
+    overlap = (probability * target).sum(1)
+    total = probability.sum(1) + target.sum(1)
+    return (1 - (2 * overlap + smoothing) / (total + smoothing)).mean()

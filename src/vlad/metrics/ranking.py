@@ -1,0 +1,108 @@
+"""Metrics of a ranking: AUROC, average precision and F1-max, exact, from one sort.
+
+Definitions are scikit-learn's; scores are taken as they are: any range, no sigmoid, no clipping.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+__all__ = ["Ranking", "RankingMetrics", "ranking"]
+
+
+class Ranking(NamedTuple):
+    """The metrics of one ranking; all NaN where only one kind of label occurs.
+
+    Attributes:
+        auroc: Area under the ROC curve, ties counted half.
+        ap: Average precision, step-wise.
+        f1_max: Largest F1 over all thresholds.
+        f1_threshold: A threshold (score ≥ threshold is anomalous) that reaches it.
+        undefined: Why the values are NaN, or "".
+    """
+
+    auroc: float
+    ap: float
+    f1_max: float
+    f1_threshold: float
+    undefined: str = ""
+
+
+def ranking(scores: Tensor, labels: Tensor) -> Ranking:
+    """Computes AUROC, AP and F1-max of scores against binary labels.
+
+    Args:
+        scores: Any finite floats, any shape; higher means more anomalous.
+        labels: True (or 1) where anomalous, same shape.
+
+    Returns:
+        The metrics; NaN with the reason if all labels are alike or there are none.
+
+    Examples:
+        >>> result = ranking(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
+        >>> result.auroc, round(result.ap, 4)
+        (0.75, 0.8333)
+    """
+    scores, labels = scores.flatten().float(), labels.flatten().bool()
+    positives = int(labels.sum())
+    negatives = labels.numel() - positives
+    if positives == 0 or negatives == 0:
+        kind = "samples" if labels.numel() == 0 else "anomalous samples" if positives == 0 else "normal samples"
+        return Ranking(*[float("nan")] * 4, undefined=f"no {kind}")
+    scores, order = torch.sort(scores, descending=True)
+    hits = labels[order].to(torch.int64).cumsum(0)
+    last_of_tie = torch.nonzero(scores.diff() != 0).flatten()
+    last_of_tie = torch.cat([last_of_tie, last_of_tie.new_tensor([len(scores) - 1])])
+    true_positives = hits[last_of_tie].double()
+    flagged = (last_of_tie + 1).double()
+    false_positives = flagged - true_positives
+    precision = true_positives / flagged
+    recall_steps = torch.diff(true_positives, prepend=true_positives.new_zeros(1)) / positives
+    false_steps = torch.diff(false_positives, prepend=false_positives.new_zeros(1)) / negatives
+    recall = true_positives / positives
+    auroc = (false_steps * (recall - recall_steps / 2)).sum()
+    f1 = 2 * true_positives / (flagged + positives)
+    best = int(f1.argmax())
+    return Ranking(float(auroc), float((recall_steps * precision).sum()), float(f1[best]), float(scores[last_of_tie[best]]))
+
+
+class RankingMetrics(Metric):
+    """Collects scores and labels over batches and ranks; computes :class:`Ranking` from all of them.
+
+    torchmetrics' own ``BinaryAUROC`` applies a sigmoid to just those batches that leave [0, 1], so that raw
+    anomaly scores give values that depend on the batches. This class never transforms a score.
+
+    Examples:
+        >>> metric = RankingMetrics()
+        >>> metric.update(torch.tensor([0.1, 7.0]), torch.tensor([0, 1]))
+        >>> metric.compute().auroc
+        1.0
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+
+    scores: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("labels", default=[], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Adds scores (any shape) and their labels (same shape, 1 or True where anomalous)."""
+        self.scores.append(scores.detach().flatten().float())
+        self.labels.append(labels.detach().flatten().to(torch.uint8))
+
+    def compute(self) -> Ranking:
+        """Returns the metrics over everything added, on all ranks."""
+        if not self.scores:
+            return ranking(torch.empty(0), torch.empty(0))
+        return ranking(dim_zero_cat(self.scores), dim_zero_cat(self.labels))

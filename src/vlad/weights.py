@@ -1,0 +1,105 @@
+"""Trained weights: published checkpoints in, ours in and out. Nothing is ever unpickled with code in it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlad.errors import WeightsError
+
+if TYPE_CHECKING:
+    from vlad.methods.base import Method
+
+__all__ = ["class_path_of", "describe", "find_checkpoint", "read_file", "read_weights"]
+
+
+def class_path_of(cls: type) -> str:
+    """Returns a class's import path."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def describe(method: Method) -> dict[str, str | int | None]:
+    """Returns what a checkpoint says of itself: method, interface, and which frozen CLIP it belongs to."""
+    from vlad import __version__
+
+    return {
+        "version": __version__,
+        "api": method.api,
+        "class_path": class_path_of(type(method)),
+        "backbone": method.backbone.name,
+        "pretrained": method.backbone.pretrained,
+        "fingerprint": method.backbone.fingerprint(),
+    }
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Returns the checkpoint file that a path names: itself, or the newest one in a run folder.
+
+    Raises:
+        WeightsError: Nothing is there, or the folder holds no checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(path.glob("checkpoints/*.ckpt"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise WeightsError(f"run folder {path} holds no checkpoints/*.ckpt; run vlad fit first")
+        return found[-1]
+    if not path.is_file():
+        raise WeightsError(f"weights file {path} does not exist")
+    return path
+
+
+def read_file(path: str | Path) -> Mapping[str, Any]:
+    """Reads a ``.safetensors`` file or a torch file, the latter with ``weights_only=True``.
+
+    Raises:
+        WeightsError: Missing, damaged, or a pickle that holds more than tensors and plain values.
+    """
+    path = find_checkpoint(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is refused: it holds Python objects besides tensors, which could run code when loaded; "
+            "ask its author for a plain state dict or safetensors"
+        ) from error
+    except Exception as error:  # zip, safetensors and torch each raise their own kinds on damaged files
+        raise WeightsError(f"{path} cannot be read as weights ({type(error).__name__}); is it complete?") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors")
+    return content
+
+
+def read_weights(path: str | Path, method: Method) -> dict[str, Tensor]:
+    """Reads a method's trained parameters from its authors' file or from one of vlad's checkpoints.
+
+    Args:
+        path: A file, or a run folder.
+        method: The method that will take them; it knows its authors' names.
+
+    Returns:
+        Tensors by the names of the method's own parameters.
+
+    Raises:
+        WeightsError: Unreadable, or in neither format.
+    """
+    content = read_file(path)
+    if "vlad" in content:
+        return {key: value for key, value in content["state_dict"].items() if not key.startswith("backbone.")}
+    try:
+        return method.published_state(content)
+    except (KeyError, AttributeError, TypeError) as error:
+        keys = ", ".join(map(str, list(content)[:6]))
+        raise WeightsError(
+            f"{path} is neither a vlad checkpoint nor in the published format of {type(method).__name__} "
+            f"(its top-level keys: {keys})"
+        ) from error
