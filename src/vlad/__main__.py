@@ -1,6 +1,6 @@
 """``python -m vlad`` is the ``vlad`` command."""
 
-from vlad.cli import main
+from vlad.cli import command
 
 if __name__ == "__main__":
-    main()
+    command()

@@ -145,7 +145,7 @@ class Backbone(nn.Module):
             ) from error
         finally:
             logging.getLogger().setLevel(level)
-        return cls(model, tokenizer, parity=parity, name=name, pretrained=pretrained, text=text)
+        return cls(model, tokenizer, parity=parity, name=name, pretrained=None if schema else pretrained, text=text)
 
 
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -57,7 +57,8 @@ def _without_suffix(path: str) -> str:
 def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Makes an index of rows: fills the columns and names each image uniquely within its category.
 
-    The name (``key``) is the path below the root without its suffix; where two images share it, with it.
+    The name (``key``) is the path below the root, or below the category's folder, without its suffix; where two
+    images share it, with it.
     """
     import pandas as pd
 
@@ -67,7 +68,8 @@ def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
     times = Counter(short(row) for row in rows)
     for row in rows:
         key = row["relative"] if times[short(row)] > 1 else _without_suffix(row["relative"])
-        row["key"] = "/".join(part for part in key.split("/") if part not in {"", ".", ".."})
+        parts = [part for part in key.split("/") if part not in {"", ".", ".."}]
+        row["key"] = "/".join(parts[1:] if len(parts) > 1 and parts[0] == row["category"] else parts)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -1,0 +1,137 @@
+"""Writes one panel per tested or predicted image, all in the colours of one scale."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from vlad.callbacks.panel import Panel, draw_panel
+from vlad.datamodules.dataset import load_image, load_mask
+from vlad.files import write_json, write_whole
+from vlad.metrics.evaluation import gather_objects
+from vlad.types import Batch, Prediction
+
+__all__ = ["HeatMaps"]
+
+
+class HeatMaps(Callback):
+    """Heat maps of a test or prediction run, under ``heatmaps/`` in the run folder.
+
+    The colours mean the same score in every picture of the run, so they can only be chosen at its end: until
+    then the maps wait, small, in a temporary file, and memory does not grow with the data set.
+    """
+
+    def __init__(self, enabled: bool = True, limit: int | None = None, height: int = 256) -> None:
+        """Chooses what is drawn.
+
+        Args:
+            enabled: Whether heat maps are written at all.
+            limit: At most this many images per category; all by default.
+            height: Height of a tile in pixels.
+        """
+        self.enabled = enabled
+        self.limit = limit
+        self.height = height
+        self._reset()
+
+    def _reset(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._samples: list[np.ndarray] = []
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def _start(self) -> None:
+        self._reset()
+        if self.enabled:
+            self._file = tempfile.TemporaryFile()
+
+    def _add(self, batch: Batch, prediction: Prediction) -> None:
+        if self._file is None:
+            return
+        side = min(self.height, prediction.anomaly_map.shape[-1])
+        maps = F.adaptive_avg_pool2d(prediction.anomaly_map.float().unsqueeze(1), side)[:, 0].cpu().numpy()
+        for i, path in enumerate(batch["path"]):
+            category = (batch["dataset"][i], batch["category"][i])
+            self._counts[category] = self._counts.get(category, 0) + 1
+            self._samples.append(maps[i].ravel()[:: max(1, side * side // 1024)])
+            if self.limit is not None and self._counts[category] > self.limit:
+                continue
+            row = {"path": path, "side": side, "score": float(prediction.image_score[i])}
+            row["name"] = "/".join(dict.fromkeys((*category, batch["key"][i])))
+            row["offset"] = self._file.tell()
+            if "label" in batch:
+                row |= {"label": int(batch["label"][i]), "mask_path": batch["mask_path"][i]}
+                row["has_mask"] = bool(batch["has_mask"][i])
+            self._rows.append(row)
+            self._file.write(maps[i].astype(np.float32).tobytes())
+
+    def _finish(self, trainer: Trainer) -> None:
+        folder = trainer.log_dir  # a collective call: on every rank
+        everyone = [samples for part in gather_objects(self._samples) for samples in part]
+        if self._file is None or not everyone or folder is None:
+            return
+        low, high = (float(q) for q in np.quantile(np.concatenate(everyone), [0.01, 0.999]))
+        target = Path(folder) / "heatmaps"
+        descriptor = self._file.fileno()
+
+        def draw(row: dict[str, Any]) -> None:
+            stored = os.pread(descriptor, 4 * row["side"] ** 2, row["offset"])
+            values = np.frombuffer(stored, np.float32).reshape(row["side"], row["side"])
+            self._draw(row, values, low, high, target / f"{row['name']}.png")
+
+        print(f"drawing {len(self._rows)} heat maps in {target}", flush=True)
+        self._file.flush()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding, resizing and PNG leave Python's lock
+            deque(pool.map(draw, self._rows), maxlen=0)
+        self._file.close()
+        if trainer.is_global_zero:
+            write_json(target / "scale.json", {"low": low, "high": high})
+        self._reset()
+
+    def _draw(self, row: dict[str, Any], values: np.ndarray, low: float, high: float, path: Path) -> None:
+        image = load_image(row["path"])
+        verdict, mask = f"image score {row['score']:.4g}, map max {values.max():.4g}", None
+        if "label" in row:
+            verdict += f", label {['normal', 'anomalous', 'unknown'][row['label']]}"
+            if row["mask_path"]:
+                mask = load_mask(row["mask_path"], image.size)
+            elif row["has_mask"]:
+                mask = np.zeros((image.height, image.width), dtype=bool)
+        picture = draw_panel(Panel(row["name"], verdict, image, values, mask), low, high, height=self.height)
+        write_whole(path, lambda partial: picture.save(partial, format="PNG", compress_level=1))
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts a fresh run."""
+        self._start()
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts a fresh run."""
+        self._start()
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keeps a batch's maps."""
+        self._add(batch, outputs)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keeps a batch's maps."""
+        self._add(batch, outputs)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the panels."""
+        self._finish(trainer)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the panels."""
+        self._finish(trainer)

@@ -1,0 +1,121 @@
+"""Writes what an evaluation or a prediction found, and prints it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from vlad.files import write_json, write_text
+from vlad.metrics.evaluation import METRICS, EvaluationResult, gather_objects
+from vlad.types import Batch, Prediction
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Results", "format_table"]
+
+_HEADINGS = {
+    "image_auroc": "I-AUROC",
+    "image_ap": "I-AP",
+    "image_f1_max": "I-F1max",
+    "pixel_auroc": "P-AUROC",
+    "pixel_ap": "P-AP",
+    "pixel_f1_max": "P-F1max",
+}
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def format_table(result: EvaluationResult) -> str:
+    """Returns the metrics as a plain-text table in per cent: a line per category, then their mean."""
+    lines = [["category", "normal", "anomalous", *(_HEADINGS[name] for name in METRICS)]]
+    rows: list[dict[str, Any]] = result.categories.to_dict("records")
+    several = len({row["dataset"] for row in rows}) > 1
+    for row in rows:
+        name = f"{row['dataset']}/{row['category']}" if several and row["dataset"] != row["category"] else row["category"]
+        lines.append([name, str(row["normal"]), str(row["anomalous"]), *(_percent(row[metric]) for metric in METRICS)])
+    lines.append(["mean", "", "", *(_percent(result.mean[metric]) for metric in METRICS)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = [
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+    rule = "-" * len(text[0])
+    notes = [f"- {note['category']}: no {note['level']} metrics: {note['reason']}" for note in result.undefined]
+    return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], *notes])
+
+
+def _plain(result: EvaluationResult) -> dict[str, Any]:
+    """Returns the result as JSON values, NaN as null."""
+    categories = json.loads(result.categories.to_json(orient="records", double_precision=15))
+    mean = {name: None if math.isnan(value) else value for name, value in result.mean.items()}
+    return {"mean": mean, "categories": categories, "undefined": result.undefined}
+
+
+class Results(Callback):
+    """Leaves metrics as CSV and JSON and every image's score as CSV in the run folder, and prints the table.
+
+    Files: ``test_metrics.csv``, ``test_metrics.json``, ``test_scores.csv`` (``val_…`` while validating) and
+    ``predictions.csv``.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str, *, show: bool) -> None:
+        folder = trainer.log_dir  # a collective call: on every rank
+        result = getattr(getattr(pl_module, "evaluation", None), "result", None)
+        if result is None or folder is None or not trainer.is_global_zero:
+            return
+        target = Path(folder)
+        categories: pd.DataFrame = result.categories
+        write_text(target / f"{stage}_metrics.csv", categories.to_csv(index=False))
+        write_json(target / f"{stage}_metrics.json", _plain(result))
+        write_text(target / f"{stage}_scores.csv", result.images.to_csv(index=False))
+        if show:
+            print(f"\n{format_table(result)}\n\nrun folder: {target}", flush=True)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes and prints the test table."""
+        self._write(trainer, pl_module, "test", show=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the validation table; prints it unless it is one of many while fitting."""
+        if not trainer.sanity_checking:
+            self._write(trainer, pl_module, "val", show=trainer.state.fn == "validate")
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts a fresh list."""
+        self._rows = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Prediction, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keeps a batch's scores."""
+        maximum = outputs.anomaly_map.amax((1, 2)).tolist()
+        for i, path in enumerate(batch["path"]):
+            row = {"path": path, "key": batch["key"][i], "class_name": batch["class_name"][i]}
+            row |= {"image_score": float(outputs.image_score[i]), "map_max": maximum[i]}
+            self._rows.append({**row, "index": int(batch["index"][i])})
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes ``predictions.csv`` and prints the most anomalous pictures."""
+        import pandas as pd
+
+        folder = trainer.log_dir  # a collective call: on every rank
+        rows = {row["index"]: row for part in gather_objects(self._rows) for row in part}
+        if folder is None or not rows or not trainer.is_global_zero:
+            return
+        table = pd.DataFrame([rows[index] for index in sorted(rows)]).drop(columns="index")
+        file = write_text(Path(folder) / "predictions.csv", table.to_csv(index=False))
+        top = table.sort_values("image_score", ascending=False).head(5)
+        print(f"\n{len(table)} pictures scored; the most anomalous:")
+        for row in top.to_dict("records"):
+            print(f"  {row['image_score']:.4f}  {row['path']}")
+        print(f"\nscores: {file}\nrun folder: {folder}", flush=True)

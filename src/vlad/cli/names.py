@@ -1,0 +1,89 @@
+"""Short names and flat sections, rewritten to what jsonargparse expects before it sees them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import get_loader, set_loader
+
+from vlad.registry import canonical, discover, list_methods, resolve
+
+__all__ = ["LOADER", "expand_arguments", "expand_tree", "short_error"]
+
+LOADER = "vlad"
+_RESERVED = {"class_path", "init_args", "dict_kwargs"}
+
+
+def class_path(name: str) -> str:
+    """Returns a method's full class path; what is no plain name is returned as it is.
+
+    Raises:
+        RegistryError: A plain name that is not registered.
+    """
+    return name if re.search(r"[./\\{]", name) else resolve(name).class_path
+
+
+def _expand_section(section: Any) -> Any:
+    """Makes ``sdp`` or ``{class_path: sdp, image_size: 240}`` a full ``class_path``/``init_args`` mapping."""
+    if isinstance(section, str):
+        return section if re.search(r"[./\\{]", section) else {"class_path": class_path(section)}
+    if not isinstance(section, dict) or "class_path" not in section:
+        return section
+    flat = {key: value for key, value in section.items() if key not in _RESERVED}
+    kept = {key: value for key, value in section.items() if key in _RESERVED}
+    kept["class_path"] = class_path(str(section["class_path"]))
+    if flat or "init_args" in section:
+        kept["init_args"] = {**(section.get("init_args") or {}), **flat}
+    return kept
+
+
+def expand_tree(tree: Any) -> Any:
+    """Rewrites a parsed config: its ``model`` section, below a verb too, or a file that is such a section."""
+    if not isinstance(tree, dict):
+        return tree
+    if isinstance(tree.get("class_path"), str) and canonical(tree["class_path"]) in discover():
+        return _expand_section(tree)
+    expanded = dict(tree)
+    for key, value in tree.items():
+        if key == "model":
+            expanded[key] = _expand_section(value)
+        elif key in {"fit", "validate", "test", "predict"}:
+            expanded[key] = expand_tree(value)
+    return expanded
+
+
+def _load(text: str) -> Any:
+    return expand_tree(get_loader("yaml")(text))
+
+
+def expand_arguments(arguments: list[str]) -> list[str]:
+    """Rewrites a command line: method names behind ``--model…``, and pictures right after ``predict``."""
+    expanded = list(arguments)
+    for position, argument in enumerate(expanded):
+        name, equals, value = argument.partition("=")
+        if name not in {"--model", "--model.class_path", "--model.help"}:
+            continue
+        if equals:
+            expanded[position] = f"{name}={class_path(value)}"
+        elif position + 1 < len(expanded) and not expanded[position + 1].startswith("-"):
+            following = expanded[position + 1]
+            expanded[position + 1] = following if Path(following).is_file() else class_path(following)
+    if expanded[:1] == ["predict"]:
+        end = 1
+        while end < len(expanded) and not expanded[end].startswith("-"):
+            end += 1
+        if end > 1:
+            pictures = [part for picture in expanded[1:end] for part in ("--data.predict+", picture)]
+            expanded[1:end] = pictures
+    return expanded
+
+
+def short_error(message: str) -> str:
+    """Returns the useful part of jsonargparse's error: the key, the problem, and the nearest method names."""
+    text = re.sub(r"\s+", " ", message).strip()
+    return f"{text} (methods: {', '.join(list_methods())})" if '"model"' in text and "required" in text else text
+
+
+set_loader(LOADER, _load, exceptions=(Exception,))
