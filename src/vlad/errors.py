@@ -47,6 +47,7 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
         >>> nearest("xyz", ["sdp", "sdp_plus"])
         'known: sdp, sdp_plus'
     """
-    known = sorted(known)
-    close = get_close_matches(name.lower().replace("-", "_"), known, n=count, cutoff=0.5)
+    spelled = {word.lower().replace("-", "_"): word for word in sorted(known)}
+    close = get_close_matches(name.lower().replace("-", "_"), spelled, n=count, cutoff=0.5)
+    close, known = [spelled[word] for word in close], sorted(spelled.values())[:40]
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"

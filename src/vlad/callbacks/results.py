@@ -90,6 +90,13 @@ class Results(Callback):
         if not trainer.sanity_checking:
             self._write(trainer, pl_module, "val", show=trainer.state.fn == "validate")
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says where the checkpoint is and what to do with it."""
+        folder = trainer.log_dir  # a collective call: on every rank
+        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if checkpoint and trainer.is_global_zero:
+            print(f"\ncheckpoint: {checkpoint}\nnext: vlad test --ckpt_path {folder} --data.root ROOT --data.test DATASET", flush=True)
+
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts a fresh list."""
         self._rows = []

@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 
 from vlad.callbacks.heatmaps import HeatMaps
 from vlad.callbacks.results import Results
 from vlad.cli.names import LOADER, expand_arguments, expand_tree, short_error
-from vlad.datamodules.datamodule import AnomalyDataModule
+from vlad.datamodules.datamodule import AnomalyDataModule, Source
+from vlad.errors import VladError
 from vlad.methods.base import Method
-from vlad.registry import get_method, list_methods
+from vlad.registry import get_method, list_methods, resolve
 from vlad.weights import find_checkpoint, read_file
 
 __all__ = ["VladCLI", "run"]
 
 
+def _known_options(parsers: Iterable[LightningArgumentParser]) -> set[str]:
+    """Returns every option there is, dotted: the parsers' own, the methods' and the data sources'."""
+    options = {key for parser in parsers for key in parser.get_defaults(skip_validation=True).keys()}  # noqa: SIM118
+    options |= {f"data.test.{field}" for field in Source.__dataclass_fields__}
+    pending: list[type] = [Method]
+    while pending:
+        cls = pending.pop()
+        pending += cls.__subclasses__()
+        options |= {f"model.{name}" for name in inspect.signature(cls.__init__).parameters if name != "self"}
+    return options
+
+
 class VladParser(LightningArgumentParser):
-    """A parser that says what is wrong in a line, and names the methods in its help."""
+    """A parser that says what is wrong in one line, and what was probably meant."""
+
+    family: ClassVar[list[LightningArgumentParser]] = []
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Ends the program with status 2 and one line that names the key and the mend."""
         if os.environ.get("VLAD_DEBUG") and ex is not None:
             raise ex
-        print(f"vlad: {short_error(message)}", file=sys.stderr)
+        print(f"vlad: {short_error(message, _known_options(self.family))}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -51,6 +66,7 @@ class VladCLI(LightningCLI):
             "validate": {"verbose": False},
             "predict": {"return_predictions": False},
         }
+        VladParser.family = list(self._subcommand_parsers.values())
         for verb, values in defaults.items():
             self._subcommand_parsers[verb].set_defaults(values)
         if isinstance(args, dict | Namespace):
@@ -67,6 +83,16 @@ class VladCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint override the command line; here it is a default."""
 
+    def instantiate_classes(self) -> None:
+        """Builds method, data and trainer; an error of ours is raised bare, not in jsonargparse's wrapping."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, VladError):
+                cause = cause.__cause__
+            raise cause or error from None
+
     def before_instantiate_classes(self) -> None:
         """Chooses the run folder, the config's file name and the published number of epochs."""
         verb = self.subcommand
@@ -75,7 +101,8 @@ class VladCLI(LightningCLI):
         method = get_method(config.model.class_path)
         if config.trainer.logger in (None, True):
             root = config.trainer.default_root_dir or "runs"
-            name = next((n for n in list_methods() if get_path(n) == config.model.class_path), method.__name__)
+            names = [name for name in list_methods() if resolve(name).class_path == config.model.class_path]
+            name = names[0] if names else method.__name__
             config.trainer.logger = Namespace(
                 class_path="lightning.pytorch.loggers.CSVLogger",
                 init_args=Namespace(save_dir=str(root), name=name, version=None, prefix="", flush_logs_every_n_steps=100),
@@ -84,13 +111,6 @@ class VladCLI(LightningCLI):
             config.trainer.max_epochs = method.epochs
         if config.get("ckpt_path") and Path(config.ckpt_path).exists():
             config.ckpt_path = str(find_checkpoint(config.ckpt_path))
-
-
-def get_path(name: str) -> str:
-    """Returns a registered method's class path."""
-    from vlad.registry import resolve
-
-    return resolve(name).class_path
 
 
 def _option(arguments: list[str], name: str) -> str | None:
@@ -118,14 +138,14 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",
+        r".*Total length of `list` across ranks is zero.*",  # no validation data is the default
+        r".*module\(s\) in eval mode at the start of training.*",  # the frozen CLIP
+        r".*The dirpath has changed from.*",  # each run has its own folder
         r".*log_every_n_steps.*",
         r".*`seed_everything`.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
-        r".*The '.*_dataloader' does not have many workers.*",
         r".*using `DistributedSampler` with the dataloaders.*",  # padding is left out of the metrics
-        r".*There is a wandb run already.*",
         r".*You defined a `validation_step` but have no `val_dataloader`.*",
-        r".*ckpt_path.*weights_only.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 

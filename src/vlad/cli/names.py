@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import get_loader, set_loader
 
+from vlad.errors import nearest
 from vlad.registry import canonical, discover, list_methods, resolve
 
 __all__ = ["LOADER", "expand_arguments", "expand_tree", "short_error"]
@@ -80,10 +82,23 @@ def expand_arguments(arguments: list[str]) -> list[str]:
     return expanded
 
 
-def short_error(message: str) -> str:
-    """Returns the useful part of jsonargparse's error: the key, the problem, and the nearest method names."""
+def short_error(message: str, known: Iterable[str]) -> str:
+    """Returns jsonargparse's error in one line, with the nearest option names or the methods to choose from.
+
+    Args:
+        message: The error as jsonargparse words it.
+        known: All options, dotted.
+    """
     text = re.sub(r"\s+", " ", message).strip()
-    return f"{text} (methods: {', '.join(list_methods())})" if '"model"' in text and "required" in text else text
+    if re.search(r"arguments are required: \w*\.?model$", text):
+        return f"no method is named: give --model NAME or model: in the config ({', '.join(list_methods())})"
+    wrong = re.search(r"[Oo]ption '([\w.]+)'(?: is not accepted|$)|unrecognized arguments: --([\w.]+)", text)
+    if wrong is None:
+        return text
+    name = wrong.group(1) or wrong.group(2)
+    words = set(known) if "." in name else {option.rpartition(".")[2] for option in known}
+    text = re.sub(r"Subcommand '\w+' does not accept option", "no option", text)
+    return f"{text}; {nearest(name, words)}"
 
 
 set_loader(LOADER, _load, exceptions=(Exception,))

@@ -114,7 +114,7 @@ class Backbone(nn.Module):
         schema = name.startswith(("hf-hub:", "local-dir:"))
         if not schema and name not in open_clip.list_models():
             raise BackboneError(
-                f"no CLIP is named '{name}'; {nearest(name, {m.lower(): m for m in open_clip.list_models()})} "
+                f"no CLIP is named '{name}'; {nearest(name, open_clip.list_models())} "
                 "(also hf-hub:org/repo or local-dir:folder)"
             )
         if not schema and pretrained and not Path(pretrained).is_file():
@@ -128,9 +128,11 @@ class Backbone(nn.Module):
             tag = open_clip.get_pretrained_cfg(name, pretrained) or {}
             if tag.get("quick_gelu", False):
                 overrides["quick_gelu"] = True
-        level = logging.getLogger().level
+        loggers = [logging.getLogger(), logging.getLogger("huggingface_hub")]
+        levels = [logger.level for logger in loggers]
         try:
-            logging.getLogger().setLevel(logging.ERROR)  # open_clip narrates every step at INFO
+            for logger in loggers:  # open_clip narrates every step, the hub every retry; the error below says it once
+                logger.setLevel(logging.CRITICAL)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # chosen above, knowingly
                 model = open_clip.create_model(
@@ -138,13 +140,15 @@ class Backbone(nn.Module):
                 )
             tokenizer = open_clip.get_tokenizer(name) if text else None
         except (OSError, RuntimeError, ValueError) as error:
-            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+            what = f"CLIP '{name}'" + (f" with weights '{pretrained}'" if pretrained and not schema else "")
             raise BackboneError(
-                f"cannot load CLIP '{name}'" + (f" with weights '{pretrained}'" if pretrained else "") + f": {cause}. "
-                "Without a network, put the model in a folder and use backbone: local-dir:folder"
+                f"cannot load {what}: {cause}. Without a network, put open_clip_config.json and the weights in a "
+                "folder and use backbone: local-dir:folder"
             ) from error
         finally:
-            logging.getLogger().setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
         return cls(model, tokenizer, parity=parity, name=name, pretrained=None if schema else pretrained, text=text)
 
 

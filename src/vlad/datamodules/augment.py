@@ -43,8 +43,8 @@ def build_augment(
         name = str(arguments.pop("name", ""))
         cls = getattr(albumentations, name, None)
         if not (isinstance(cls, type) and issubclass(cls, albumentations.BasicTransform)):
-            known = {n.lower(): n for n in dir(albumentations) if n[:1].isupper()}
-            raise DataError(f"data.augment: albumentations has no transform '{name}'; {nearest(name, known.values())}")
+            known = [known for known in dir(albumentations) if known[:1].isupper()]
+            raise DataError(f"data.augment: albumentations has no transform '{name}'; {nearest(name, known)}")
         try:
             transforms.append(cls(**arguments))
         except (TypeError, ValueError) as error:

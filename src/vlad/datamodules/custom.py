@@ -19,9 +19,14 @@ ANOMALOUS = frozenset(
     {"bad", "ng", "ko", "defect", "defects", "defective", "anomaly", "anomalous", "anomalies", "abnormal", "ungood"}
     | {"yes", "fail", "positive", "broken", "damaged"}
 )
-MASKS = frozenset({"mask", "masks", "ground_truth", "groundtruth", "gt", "label", "labels", "annotations"})
+MASKS = frozenset({"mask", "masks", "ground_truth", "groundtruth", "gt"})
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _MASK_ENDINGS = ("", "_mask", "_label", "_gt", "_segmentation", "-mask")
+
+
+def _folders(file: str) -> set[str]:
+    """Returns the lower-case names of the folders above a file, below the root."""
+    return {part.lower() for part in Path(file).parts[:-1]}
 
 
 def _label_of(parts: Sequence[str]) -> int:
@@ -56,7 +61,7 @@ def index_folder(root: Path, *, class_name: str | None = None) -> pd.DataFrame:
     pictures = []
     for file in files:
         folders = [part.lower() for part in Path(file).parts[:-1]]
-        if MASKS & set(folders):
+        if MASKS & _folders(file):
             masks.setdefault(Path(file).stem.lower(), []).append(file)
         else:
             pictures.append((file, folders))
@@ -117,7 +122,8 @@ def index_pictures(sources: str | Path | Iterable[str | Path], *, class_name: st
     """Indexes pictures of which nothing is known, for prediction.
 
     Args:
-        sources: A picture, a folder (searched with its subfolders), a glob, or a list of these.
+        sources: A picture, a folder (searched with its subfolders, those of masks left out), a glob, or a
+            list of these.
         class_name: What is in the pictures, for the prompts.
 
     Raises:
@@ -129,7 +135,7 @@ def index_pictures(sources: str | Path | Iterable[str | Path], *, class_name: st
     for source in [sources] if isinstance(sources, str | Path) else sources:
         path = Path(source)
         if path.is_dir():
-            found = [(file, path / file) for file in list_files(path)]
+            found = [(file, path / file) for file in list_files(path) if not MASKS & _folders(file)]
             if not found:
                 raise DataError(f"folder {path} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
         elif path.is_file():

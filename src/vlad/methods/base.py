@@ -191,9 +191,9 @@ class Method(LightningModule):
 
     # -- loops ---------------------------------------------------------------------------------------------
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """Refuses to train what has nothing to train."""
-        if not self.trains:
+        if stage == "fit" and not self.trains:
             raise MethodError(f"{type(self).__name__} is training-free; run vlad test or vlad predict")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

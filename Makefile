@@ -1,0 +1,30 @@
+# Two commands on a fresh machine with Python >= 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	$(BIN)/python experiments/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q --durations=10
+
+lint: $(INSTALLED)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[lint]"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo runs
+
+# The environment, made anew whenever what goes into it changes; the stamp is written last.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "vlad needs Python 3.11 or newer; give it as: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): PyTorch alone is several GB, this takes minutes"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[parquet,test]"
+	@touch $(INSTALLED)

@@ -1,0 +1,231 @@
+"""The block loop against open_clip itself: plain features, taps, any size, text, truncation."""
+
+import copy
+
+import open_clip
+import pytest
+import torch
+
+from vlad.clip import Backbone, LocalPath, Parity, append_prompts, overwrite_prompts, run_blocks
+from vlad.clip.backbone import random_clip, save_local
+from vlad.clip.image import resize_positions
+from vlad.clip.similarity import smooth, to_grid, upsample, zero_to_one
+from vlad.errors import BackboneError
+from vlad.testing import TINY_CLIP
+
+SENTENCES = ["a photo of a bottle.", "a close-up photo of a metal_nut with scratch.", "x"]
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_model):
+    return Backbone(tiny_model, open_clip.get_tokenizer("ViT-B-32"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def close(a, b, tolerance=1e-5):
+    assert float((a - b).abs().max() / b.abs().max()) < tolerance
+
+
+@torch.no_grad()
+def test_plain_features_equal_open_clip(backbone, tiny_model, images):
+    close(backbone.image.encode(images), tiny_model.encode_image(images))
+    tokens = backbone.text.tokenize(SENTENCES)
+    close(backbone.text.encode(SENTENCES), tiny_model.encode_text(tokens))
+    close(backbone.text.encode(SENTENCES, chunk=1), tiny_model.encode_text(tokens))
+
+
+@torch.no_grad()
+def test_taps_equal_open_clip(backbone, tiny_model, images):
+    tokens = backbone.image.run(backbone.image.embed(images), taps=[1, 3, 4])
+    theirs = tiny_model.visual.forward_intermediates(images, indices=[0, 2, 3], output_fmt="NLC", output_extra_tokens=True)
+    for number, patches in zip([1, 3, 4], theirs["image_intermediates"], strict=True):
+        close(tokens.taps[number][:, 1:], patches)
+    close(tokens.last, tokens.taps[4])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [32, 96, 144])
+def test_other_sizes_equal_open_clips_own_resize(size, tmp_path, images):
+    model = random_clip(TINY_CLIP)
+    save_local(model, TINY_CLIP, tmp_path)
+    config = copy.deepcopy(TINY_CLIP)
+    config["vision_cfg"]["image_size"] = size
+    resized = open_clip.CustomTextCLIP(**config).eval()
+    open_clip.load_checkpoint(resized, str(tmp_path / "open_clip_model.safetensors"))
+    picture = torch.randn(2, 3, size, size)
+    ours = Backbone.load(f"local-dir:{tmp_path}")
+    close(ours.image.encode(picture), resized.encode_image(picture))
+
+
+def test_position_resize_variants_differ():
+    positions = torch.randn(17, 8, generator=torch.Generator().manual_seed(0))
+    assert resize_positions(positions, (4, 4), mode="bicubic", antialias=True) is positions
+    variants = [
+        resize_positions(positions, (7, 7), mode=mode, antialias=antialias)
+        for mode, antialias in (("bicubic", True), ("bicubic", False), ("bilinear", False))
+    ]
+    assert all(v.shape == (50, 8) and torch.equal(v[0], positions[0]) for v in variants)
+    assert not torch.allclose(variants[0], variants[1])
+    assert not torch.allclose(variants[1], variants[2])
+
+
+@torch.no_grad()
+def test_rectangular_images_run(backbone):
+    assert backbone.image.encode(torch.randn(1, 3, 32, 80)).shape == (1, 32)
+
+
+def test_size_that_the_patch_does_not_divide(backbone):
+    with pytest.raises(BackboneError, match="70x70 is no multiple of the patch size 16; use 64 or 80"):
+        backbone.image.embed(torch.randn(1, 3, 70, 70))
+
+
+@torch.no_grad()
+def test_nothing_runs_beyond_the_last_tap(backbone, images):
+    blocks = backbone.image.visual.transformer.resblocks
+    ran = []
+    hooks = [block.mlp.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, block in enumerate(blocks, 1)]
+    x = backbone.image.embed(images)
+    full = run_blocks(blocks, x, taps=[2], attended=[3])
+    ran.clear()
+    part = run_blocks(blocks, x, taps=[2], attended=[3], need_last=False)
+    for hook in hooks:
+        hook.remove()
+    assert ran == [1, 2]  # block 3 stops after its attention
+    assert torch.equal(part.taps[2], full.taps[2])
+    assert torch.equal(part.attended[3], full.attended[3])
+
+
+@torch.no_grad()
+def test_local_path_follows_its_definition(backbone, images):
+    blocks = backbone.image.visual.transformer.resblocks
+    x = backbone.image.embed(images)
+    tokens = run_blocks(blocks, x, taps=[1, 2, 3], local=LocalPath(first=2, restarts={4}), local_taps=[2, 3, 4])
+    plain = run_blocks(blocks, x, taps=[1, 2, 3, 4])
+    close(tokens.last, plain.taps[4])  # the ordinary path is untouched
+
+    def update(number, stream):
+        block = blocks[number - 1]
+        y = block.ln_1(stream)
+        w, b = block.attn.in_proj_weight.chunk(3)[2], block.attn.in_proj_bias.chunk(3)[2]
+        v = (y @ w.T + b).unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2)
+        weights = (v @ v.transpose(-1, -2) / v.shape[-1] ** 0.5).softmax(-1)
+        return block.attn.out_proj((weights @ v).transpose(1, 2).flatten(2))
+
+    second = plain.taps[1] + update(2, plain.taps[1])
+    close(tokens.local[2], second)
+    close(tokens.local[3], second + update(3, plain.taps[2]))
+    close(tokens.local[4], update(4, plain.taps[3]))
+
+
+def test_contradictions_are_refused(backbone, images):
+    blocks, x = backbone.image.visual.transformer.resblocks, backbone.image.embed(images)
+    with pytest.raises(ValueError, match="from 1 to 4, got"):
+        run_blocks(blocks, x, taps=[0, 5])
+    with pytest.raises(ValueError, match="needs a local path"):
+        run_blocks(blocks, x, local_taps=[2])
+    with pytest.raises(ValueError, match="starts at block 3"):
+        run_blocks(blocks, x, local=LocalPath(first=3), local_taps=[2])
+    with pytest.raises(ValueError, match="class_token_only"):
+        run_blocks(blocks, x, taps=[4], class_token_only=True)
+
+
+@torch.no_grad()
+def test_appended_prompts_are_refreshed_and_order_does_not_matter(backbone, images):
+    blocks, x = backbone.image.visual.transformer.resblocks, backbone.image.embed(images)
+    prompts = {1: torch.randn(2, 48), 2: torch.randn(3, 2, 48)}
+    tokens = run_blocks(blocks, x, before=append_prompts(prompts, x.shape[1]), taps=[1, 2])
+    assert tokens.last.shape[1] == x.shape[1] + 2
+    by_hand = run_blocks(blocks[:1], torch.cat([x, prompts[1].expand(3, -1, -1)], 1)).last
+    close(tokens.taps[1], by_hand)
+    front = torch.cat([prompts[2], by_hand[:, :-2]], 1)  # no positions: the place in the sequence is free
+    close(tokens.taps[2][:, :-2], run_blocks(blocks[1:2], front).last[:, 2:])
+
+
+def test_learned_words_and_overwritten_prompts_get_gradients_only(backbone):
+    tower = backbone.text
+    ids = tower.tokenize(["X X X X object."])
+    words = tower.embed(ids).detach().clone()
+    context = torch.nn.Parameter(words[:, 1:5].clone())
+    deep = torch.nn.Parameter(torch.randn(2, tower.width))
+    words = torch.cat([words[:, :1], context, words[:, 5:]], 1)
+    feature = tower.run(words, tower.ends(ids), before=overwrite_prompts({2: deep}))
+    feature.sum().backward()
+    assert context.grad.abs().sum() > 0
+    assert deep.grad.abs().sum() > 0
+    assert all(p.grad is None for p in backbone.parameters())
+
+
+def test_backbone_is_frozen_and_stays_in_eval_mode(backbone):
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert not backbone.train().training
+
+
+def test_fingerprint_tells_weights_apart(backbone):
+    other = Backbone(random_clip(TINY_CLIP, seed=1), None)
+    again = Backbone(random_clip(TINY_CLIP, seed=0), None)
+    assert backbone.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+def test_activation_switch(tiny, tiny_model):
+    gelu = Backbone.load(tiny)
+    quick = Backbone.load(tiny, parity=Parity(activation="quick_gelu"))
+    picture = torch.randn(1, 3, 64, 64)
+    assert not torch.allclose(gelu.image.encode(picture), quick.image.encode(picture))
+    assert type(quick.text.text.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        ("ViT-B-16-plus-24", None, "did you mean ViT-B-16-plus-240"),
+        ("ViT-B-16", "laion400m_e99", "has no weights 'laion400m_e99'; did you mean laion400m_e3"),
+        ("local-dir:/no/such/folder", None, "cannot load CLIP 'local-dir:/no/such/folder': Directory"),
+        ("RN50", None, "an image tower of type ModifiedResNet"),
+    ],
+)
+def test_unusable_backbones(name, pretrained, message):
+    with pytest.raises(BackboneError, match=message):
+        Backbone.load(name, pretrained)
+
+
+def test_quick_gelu_follows_the_weights_tag(monkeypatch):
+    seen = {}
+
+    def create_model(name, **options):
+        seen.update(options)
+        return random_clip(TINY_CLIP)
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    Backbone.load("ViT-L-14-336", "openai")
+    assert seen["quick_gelu"] is True
+    seen.clear()
+    Backbone.load("ViT-L-14-336", "openai", parity=Parity(activation="gelu"))
+    assert seen["quick_gelu"] is False
+
+
+@pytest.mark.parametrize(("size", "sigma"), [(40, 2.0), (24, 8.0), (9, 4.0)])
+def test_smoothing_equals_scipy(size, sigma):
+    from scipy.ndimage import gaussian_filter
+
+    maps = torch.randn(2, size, size, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([torch.from_numpy(gaussian_filter(m.double().numpy(), sigma)) for m in maps])
+    torch.testing.assert_close(smooth(maps, sigma).double(), expected, rtol=0, atol=1e-6)
+    assert torch.equal(smooth(maps, 0), maps)
+
+
+def test_maps_keep_float32_under_autocast():
+    maps = torch.randn(1, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(smooth(maps, 2.0), smooth(maps, 2.0))
+        out = upsample(to_grid(torch.randn(1, 16).bfloat16()), 16, align_corners=True)
+    assert out.dtype == torch.float32
+    assert out.shape == (1, 16, 16)
+
+
+def test_zero_to_one_of_a_constant_is_zero():
+    scores = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    assert zero_to_one(scores).tolist() == [[0.0, 0.0], [1.0, 0.0]]

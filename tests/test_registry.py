@@ -1,0 +1,92 @@
+import warnings
+from importlib import metadata
+
+import pytest
+
+import vlad
+from vlad import registry
+from vlad.errors import RegistryError
+from vlad.methods.sdp import SDP
+
+
+class FakeDistribution:
+    def __init__(self, name, version="1.0"):
+        self.name, self.version = name, version
+
+
+def entry(name, value, distribution):
+    point = metadata.EntryPoint(name, value, registry.GROUP)
+    object.__setattr__(point, "dist", FakeDistribution(distribution))
+    vars(point)["dist"] = FakeDistribution(distribution)
+    return point
+
+
+@pytest.fixture
+def declare(monkeypatch):
+    def declare(*entries):
+        monkeypatch.setattr(metadata, "entry_points", lambda group: list(entries))
+        registry.refresh()
+
+    yield declare
+    monkeypatch.undo()
+    registry.refresh()
+
+
+def test_own_methods_are_listed_and_loaded():
+    assert {"sdp", "sdp_plus"} <= set(vlad.list_methods())
+    assert vlad.get_method("sdp") is SDP
+    assert vlad.get_method("SDP-Plus").__name__ == "SDPPlus"
+    assert vlad.get_method("vlad.methods.sdp.SDP") is SDP
+
+
+def test_unknown_name_lists_the_nearest():
+    with pytest.raises(RegistryError, match="no method is named 'sdpplus'; did you mean sdp_plus"):
+        vlad.get_method("sdpplus")
+
+
+def test_collision_is_resolved_in_order_and_told_once(declare):
+    declare(
+        entry("sdp", "aardvark:SDP", "aardvark"),
+        entry("sdp", "vlad.methods.sdp:SDP", "vlad"),
+        entry("foo", "zeta:Foo", "zeta"),
+        entry("foo", "alpha:Foo", "alpha"),
+    )
+    with pytest.warns(UserWarning, match="declared by") as caught:
+        found = registry.discover()
+    assert found["sdp"].distribution == "vlad"
+    assert found["foo"].class_path == "alpha.Foo"
+    assert sorted("zeta.Foo" in str(w.message) for w in caught) == [False, True]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        registry.discover()
+
+
+def test_broken_plugin_is_named_with_its_cause_and_breaks_nothing_else(declare):
+    declare(entry("broken", "no_such_module_here:X", "vlad-broken"), entry("sdp", "vlad.methods.sdp:SDP", "vlad"))
+    assert vlad.list_methods() == ["broken", "sdp"]
+    with pytest.raises(RegistryError, match=r"'broken' .*from vlad_broken 1.0\) failed to import: ModuleNotFoundError"):
+        vlad.get_method("broken")
+    assert vlad.get_method("sdp") is SDP
+
+
+def test_a_class_that_is_no_method_is_refused(declare):
+    declare(entry("odd", "pathlib:Path", "odd"))
+    with pytest.raises(RegistryError, match="is not a subclass of vlad.Method"):
+        vlad.get_method("odd")
+
+
+def test_another_interface_version_is_refused(declare, monkeypatch):
+    monkeypatch.setattr(SDP, "api", 2)
+    declare(entry("sdp", "vlad.methods.sdp:SDP", "vlad"))
+    with pytest.raises(RegistryError, match="written for method interface 2; this vlad has 1"):
+        vlad.get_method("sdp")
+
+
+def test_plugins_can_be_switched_off(declare, monkeypatch):
+    both = (entry("foo", "foo:Foo", "foo"), entry("sdp", "vlad.methods.sdp:SDP", "vlad"))
+    monkeypatch.setenv("VLAD_PLUGINS", "none")
+    declare(*both)
+    assert vlad.list_methods() == ["sdp"]
+    monkeypatch.setenv("VLAD_PLUGINS", "foo,bar")
+    declare(*both)
+    assert vlad.list_methods() == ["foo", "sdp"]
