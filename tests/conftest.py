@@ -4,13 +4,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from vlad.clip.backbone import random_clip, save_local
+from tests_support import write_mvtec
 from vlad.testing import TINY_CLIP, tiny_clip
 
 DATA = Path(__file__).parent / "data"
@@ -69,32 +68,6 @@ def tiny(tmp_path_factory) -> str:
 def tiny_model() -> torch.nn.Module:
     """The same CLIP as an open_clip model."""
     return random_clip(TINY_CLIP).eval()
-
-
-def write_picture(path: Path, size: tuple[int, int] = (40, 36), *, seed: int = 0, mode: str = "RGB") -> None:
-    """Writes a picture of seeded noise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
-
-
-def write_mask(path: Path, size: tuple[int, int] = (40, 36), value: int = 255) -> None:
-    """Writes a mask with a rectangle."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mask = np.zeros((size[1], size[0]), dtype=np.uint8)
-    mask[8:20, 10:26] = value
-    Image.fromarray(mask).save(path)
-
-
-def write_mvtec(root: Path, categories: tuple[str, ...] = ("bottle", "metal_nut"), *, count: int = 3) -> Path:
-    """Writes a small tree in MVTec AD's layout; returns its root."""
-    for number, category in enumerate(categories):
-        for i in range(count):
-            write_picture(root / category / "train" / "good" / f"{i:03}.png", seed=100 * number + i)
-            write_picture(root / category / "test" / "good" / f"{i:03}.png", seed=100 * number + 10 + i)
-            write_picture(root / category / "test" / "broken" / f"{i:03}.png", seed=100 * number + 20 + i)
-            write_mask(root / category / "ground_truth" / "broken" / f"{i:03}_mask.png")
-    return root
 
 
 @pytest.fixture

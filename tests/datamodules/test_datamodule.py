@@ -1,0 +1,149 @@
+import pytest
+import torch
+
+from tests_support import write_mask, write_mvtec, write_picture
+from vlad.datamodules import AnomalyDataModule, Source, select_references
+from vlad.errors import DataError
+
+
+def module(root, **options):
+    return AnomalyDataModule(root=str(root), image_size=32, num_workers=0, **options)
+
+
+def test_training_takes_the_test_split(mvtec):
+    data = module(mvtec, train="mvtec_ad", batch_size=4)
+    data.setup("fit")
+    assert set(data.frames) == {"train"}
+    assert set(data.frames["train"]["split"]) == {"test"}
+    batches = list(data.train_dataloader())
+    assert sum(len(b["image"]) for b in batches) == 12
+    assert data.val_dataloader() == []
+
+
+def test_several_sets_folders_and_tables_together(mvtec, tmp_path):
+    write_picture(tmp_path / "parts" / "good" / "0.png")
+    write_picture(tmp_path / "parts" / "bad" / "0.png")
+    (tmp_path / "t.csv").write_text("image_path,label\nparts/good/0.png,good\n")
+    sources = [
+        Source("mvtec_ad", categories=["bottle"], class_names={"bottle": "glass bottle"}),
+        str(tmp_path / "parts"),
+        {"name": "table", "root": str(tmp_path / "t.csv")},
+    ]
+    data = module(mvtec, test=sources)
+    data.setup("test")
+    frame = data.frames["test"]
+    assert list(frame["dataset"].unique()) == ["mvtec_ad", "parts", "t"]
+    assert set(frame[frame["dataset"] == "mvtec_ad"]["class_name"]) == {"glass bottle"}
+    indices = [i for batch in data.test_dataloader() for i in batch["index"].tolist()]
+    assert indices == list(range(len(frame)))
+
+
+def test_natural_words(mvtec):
+    data = module(mvtec, test="mvtec_ad", texts="natural")
+    data.setup("test")
+    assert "metal nut" in set(data.frames["test"]["class_name"])
+
+
+def test_root_may_be_the_set_itself(mvtec):
+    data = module(mvtec / "mvtec_ad", test="mvtec_ad")
+    data.setup("test")
+    assert len(data.frames["test"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "stage", "message"),
+    [
+        ({"test": "mvtec_ad", "categories": ["botle"]}, "test", "mvtec_ad has no category 'botle'; did you mean bottle"),
+        ({"test": {"name": "mvtec_ad", "split": "val"}}, "test", "no images in its val split .it has: test 12, train 6.; set split"),
+        ({}, "test", "data.test is not set"),
+        ({}, "fit", "data.train is not set"),
+        ({}, "predict", "nothing to predict"),
+        ({"test": "visa_ad"}, "test", "no data set is named 'visa_ad'; did you mean visa"),
+        ({"test": "./nowhere/at_all"}, "test", "data folder ./nowhere/at_all does not exist"),
+        ({"test": "visa"}, "test", "VisA: .* is in none of the known layouts"),
+    ],
+)
+def test_errors(mvtec, options, stage, message):
+    with pytest.raises(DataError, match=message):
+        module(mvtec, **options).setup(stage)
+
+
+def test_empty_category_is_refused(mvtec):
+    for folder in ("good", "broken"):
+        for file in (mvtec / "mvtec_ad" / "bottle" / "test" / folder).iterdir():
+            file.unlink()
+    with pytest.raises(DataError, match="mvtec_ad/bottle has no images in its test split"):
+        module(mvtec, test="mvtec_ad", categories=["bottle"]).setup("test")
+
+
+def test_root_is_asked_for_and_read_from_the_environment(mvtec, monkeypatch):
+    monkeypatch.delenv("VLAD_DATA", raising=False)
+    with pytest.raises(DataError, match=r"where is MVTec AD\? Give data.root"):
+        AnomalyDataModule(test="mvtec_ad").setup("test")
+    monkeypatch.setenv("VLAD_DATA", str(mvtec))
+    AnomalyDataModule(test="mvtec_ad").setup("test")
+
+
+def test_references_are_seeded_and_independent_of_other_categories(mvtec):
+    write_mvtec(mvtec / "mvtec_ad", ("bottle", "cable"), count=6)
+
+    def keys(categories=None, seed=0):
+        frame = module(mvtec, test="mvtec_ad", shots=2, seed=seed, categories=categories).references()
+        assert ((frame["split"] == "train") & (frame["label"] == 0)).all()
+        return {c: list(g["key"]) for c, g in frame.groupby("category")}
+
+    everything = keys()
+    assert {len(set(k)) for k in everything.values()} == {2}
+    assert keys(["bottle"])["bottle"] == everything["bottle"] == keys()["bottle"]
+    assert any(keys(seed=s)["bottle"] != everything["bottle"] for s in range(1, 6))
+    loader = module(mvtec, test="mvtec_ad", shots=2).reference_dataloader()
+    assert next(iter(loader))["label"].sum() == 0
+    with pytest.raises(DataError, match="has 3 normal training images, 9 shots"):
+        module(mvtec, test="mvtec_ad", shots=9, categories=["metal_nut"]).references()
+    with pytest.raises(DataError, match="shots of 1 or more"):
+        module(mvtec, test="mvtec_ad").references()
+
+
+def test_references_need_a_train_split(mvtec):
+    data = module(mvtec, test="mvtec_ad")
+    data.setup("test")
+    with pytest.raises(DataError, match="there are none"):
+        select_references(data.frames["test"], 1, 0)
+
+
+def test_augmentation_changes_picture_and_mask_alike(mvtec):
+    flip = [{"name": "HorizontalFlip", "p": 1.0}]
+    plain, flipped = module(mvtec, train="mvtec_ad"), module(mvtec, train="mvtec_ad", augment=flip)
+    for data in (plain, flipped):
+        data.setup("fit")
+    a, b = plain.dataset("train")[0], flipped.dataset("train")[0]
+    assert a["mask"].any()
+    assert torch.equal(b["mask"], a["mask"].flip(-1))
+    torch.testing.assert_close(b["image"], a["image"].flip(-1), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"name": "HorizontalFlop"}, "no transform 'HorizontalFlop'; did you mean HorizontalFlip"),
+        ({"name": "Resize"}, "data.augment: Resize"),
+    ],
+)
+def test_wrong_augmentation(mvtec, step, message):
+    data = module(mvtec, train="mvtec_ad", augment=[step])
+    data.setup("fit")
+    with pytest.raises(DataError, match=message):
+        data.train_dataloader()
+
+
+def test_an_error_in_a_worker_keeps_its_sentence(mvtec):
+    from vlad.cli import _short
+
+    write_mask(mvtec / "mvtec_ad" / "bottle" / "ground_truth" / "broken" / "000_mask.png", size=(7, 7))
+    data = AnomalyDataModule(root=str(mvtec), test="mvtec_ad", image_size=32, num_workers=1)
+    data.setup("test")
+    with pytest.raises(DataError) as error:
+        list(data.test_dataloader())
+    assert _short(error.value).startswith("mask ")
+    assert "000_mask.png is 7x7 pixels, its image 40x36" in _short(error.value)
+    assert "Traceback" not in _short(error.value)

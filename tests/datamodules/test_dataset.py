@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests_support import write_mask, write_mvtec, write_picture
+from vlad.datamodules.catalog import get_record
+from vlad.datamodules.dataset import AnomalyDataset, collate, load_image, load_mask
+from vlad.datamodules.index import index_record
+from vlad.errors import DataError
+from vlad.types import Preprocess
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    frame = index_record(get_record("mvtec_ad"), write_mvtec(tmp_path / "m", ("bottle",)))
+    return AnomalyDataset(frame[frame["split"] == "test"], Preprocess(32, MEAN, STD))
+
+
+def test_image_arithmetic_is_the_published_one(dataset):
+    from torchvision import transforms as T
+
+    published = T.Compose(
+        [
+            T.Resize((32, 32), T.InterpolationMode.BICUBIC),
+            T.CenterCrop(32),
+            T.ToTensor(),
+            T.Normalize(MEAN, STD),
+        ]
+    )
+    for i in range(len(dataset)):
+        expected = published(Image.open(dataset.rows[i]["image_path"]).convert("RGB"))
+        torch.testing.assert_close(dataset[i]["image"], expected, rtol=0, atol=1e-6)
+
+
+def test_mask_arithmetic_is_the_published_one(dataset):
+    from torchvision import transforms as T
+
+    resize = T.Compose([T.Resize((32, 32)), T.CenterCrop(32), T.ToTensor()])
+    for i, row in enumerate(dataset.rows):
+        if row["label"] == 1:
+            values = np.array(Image.open(row["mask_path"]).convert("L")) > 0
+            expected = resize(Image.fromarray(values.astype(np.uint8) * 255, mode="L"))[0] > 0.5
+            assert torch.equal(dataset[i]["mask"], expected)
+            assert dataset[i]["mask"].any()
+        else:
+            assert not dataset[i]["mask"].any()
+
+
+def test_samples_join_to_a_batch(dataset):
+    batch = collate([dataset[0], dataset[4]])
+    assert batch["image"].shape == (2, 3, 32, 32)
+    assert batch["mask"].dtype == torch.bool
+    assert batch["label"].tolist() == [1, 0]
+    assert batch["index"].tolist() == [0, 4]
+    assert batch["class_name"] == ["bottle", "bottle"]
+
+
+def test_prediction_samples_hold_no_truth(dataset):
+    bare = AnomalyDataset(_frame(dataset), dataset.preprocess, truth=False)[0]
+    assert not {"mask", "has_mask", "label", "mask_path"} & set(bare)
+
+
+def _frame(dataset):
+    import pandas as pd
+
+    return pd.DataFrame(dataset.rows)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "LA", "I;16"])
+def test_any_mode_and_lying_suffix(tmp_path, mode):
+    picture = Image.fromarray(np.full((8, 9, 3), 100, np.uint8)).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((8, 9), 30000, np.uint16))
+    picture.save(tmp_path / "x.jpg", format="PNG")
+    assert load_image(str(tmp_path / "x.jpg")).size == (9, 8)
+
+
+def test_unreadable_images_are_named(tmp_path):
+    write_picture(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    for name, content in {"empty.png": b"", "text.png": b"hello", "cut.png": whole[: len(whole) // 2]}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"cannot read image .*{name} \(.*\); replace it or remove it"):
+            load_image(str(tmp_path / name))
+    with pytest.raises(DataError, match="does not exist"):
+        load_image(str(tmp_path / "none.png"))
+
+
+def test_mask_rules(tmp_path):
+    write_mask(tmp_path / "ids.png", value=2)
+    assert load_mask(str(tmp_path / "ids.png"), (40, 36)).sum() == 12 * 16
+    assert not load_mask(str(tmp_path / "ids.png"), (40, 36), threshold=127).any()
+    with pytest.raises(DataError, match=r"mask .*ids.png is 40x36 pixels, its image 50x36"):
+        load_mask(str(tmp_path / "ids.png"), (50, 36))
+    palette = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), mode="P")
+    palette.putpalette([9, 9, 9, 0, 0, 0])  # index 0 is not black
+    palette.save(tmp_path / "p.bmp")
+    assert load_mask(str(tmp_path / "p.bmp"), (2, 2)).tolist() == [[False, True], [True, False]]
