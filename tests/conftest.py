@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests_support import write_mvtec
 
 from vlad.clip.backbone import random_clip, save_local
-from tests_support import write_mvtec
 from vlad.testing import TINY_CLIP, tiny_clip
 
 DATA = Path(__file__).parent / "data"

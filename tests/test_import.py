@@ -9,7 +9,9 @@ HEAVY = {"torch", "lightning", "pandas", "numpy", "cv2", "open_clip", "torchmetr
 
 
 def run(code):
-    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,11 @@ def check_contract(method: Method) -> None:
     batch = random_batch(image_size=method.image_size)
     prediction = _score(method, batch)
     side = method.image_size
-    for name, shape in (("raw_map", (3, side, side)), ("anomaly_map", (3, side, side)), ("image_score", (3,))):
+    for name, shape in (
+        ("raw_map", (3, side, side)),
+        ("anomaly_map", (3, side, side)),
+        ("image_score", (3,)),
+    ):
         value = getattr(prediction, name)
         assert value.shape == shape, f"{name} has shape {tuple(value.shape)}, expected {shape}"
         assert value.dtype == torch.float32, f"{name} is {value.dtype}, expected float32"
@@ -118,7 +122,9 @@ def check_plain_hyperparameters(method: Method) -> None:
 def check_frozen_backbone(method: Method) -> None:
     """CLIP is frozen, stays in evaluation mode, and training reaches every trained parameter and nothing else."""
     assert not any(p.requires_grad for p in method.backbone.parameters()), "the backbone is not frozen"
-    assert not any(module.training for module in method.train().backbone.modules()), "the backbone left eval mode"
+    assert not any(module.training for module in method.train().backbone.modules()), (
+        "the backbone left eval mode"
+    )
     if not method.trains:
         return
     before = copy.deepcopy(method.backbone.state_dict())
@@ -137,7 +143,12 @@ def check_no_label_leak(method: Method) -> None:
     batch = random_batch(image_size=method.image_size)
     bare: Batch = {"image": batch["image"], "class_name": batch["class_name"]}
     with torch.no_grad():
-        _close(method.predict_step(bare, 0).anomaly_map, _score(method, batch).anomaly_map, 1e-6, "predict and test")
+        _close(
+            method.predict_step(bare, 0).anomaly_map,
+            _score(method, batch).anomaly_map,
+            1e-6,
+            "predict and test",
+        )
 
 
 def check_small_checkpoint(method: Method) -> None:

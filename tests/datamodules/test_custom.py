@@ -1,8 +1,8 @@
 import json
 
 import pytest
-
 from tests_support import write_mask, write_picture
+
 from vlad.datamodules.custom import index_folder, index_pictures, index_table
 from vlad.errors import DataError
 
@@ -12,7 +12,12 @@ def test_good_and_bad_without_masks(tmp_path):
         write_picture(tmp_path / "OK" / f"{i}.png")
         write_picture(tmp_path / "ng" / f"{i}.jpg")
     frame = index_folder(tmp_path, class_name="gasket")
-    assert dict(zip(frame["key"], frame["label"], strict=True)) == {"OK/0": 0, "OK/1": 0, "ng/0": 1, "ng/1": 1}
+    assert dict(zip(frame["key"], frame["label"], strict=True)) == {
+        "OK/0": 0,
+        "OK/1": 0,
+        "ng/0": 1,
+        "ng/1": 1,
+    }
     assert set(frame["class_name"]) == {"gasket"}
     assert set(frame["split"]) == {"test"}
     assert not frame["has_mask"].any()
@@ -86,7 +91,9 @@ def test_table_defaults(pictures):
 def test_table_formats(pictures, suffix):
     import pandas as pd
 
-    table = pd.DataFrame({"image_path": ["img/a.png", "img/b.png"], "label": ["good", "NG"], "class": "nut", "split": "train"})
+    table = pd.DataFrame(
+        {"image_path": ["img/a.png", "img/b.png"], "label": ["good", "NG"], "class": "nut", "split": "train"}
+    )
     file = pictures / f"t.{suffix}"
     if suffix == "parquet":
         pytest.importorskip("pyarrow")

@@ -1,7 +1,7 @@
 import pytest
 import torch
-
 from tests_support import write_mask, write_mvtec, write_picture
+
 from vlad.datamodules import AnomalyDataModule, Source, select_references
 from vlad.errors import DataError
 
@@ -53,8 +53,16 @@ def test_root_may_be_the_set_itself(mvtec):
 @pytest.mark.parametrize(
     ("options", "stage", "message"),
     [
-        ({"test": "mvtec_ad", "categories": ["botle"]}, "test", "mvtec_ad has no category 'botle'; did you mean bottle"),
-        ({"test": {"name": "mvtec_ad", "split": "val"}}, "test", "no images in its val split .it has: test 12, train 6.; set split"),
+        (
+            {"test": "mvtec_ad", "categories": ["botle"]},
+            "test",
+            "mvtec_ad has no category 'botle'; did you mean bottle",
+        ),
+        (
+            {"test": {"name": "mvtec_ad", "split": "val"}},
+            "test",
+            "no images in its val split .it has: test 12, train 6.; set split",
+        ),
         ({}, "test", "data.test is not set"),
         ({}, "fit", "data.train is not set"),
         ({}, "predict", "nothing to predict"),

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from tests_support import write_mask, write_mvtec, write_picture
+
 from vlad.datamodules.catalog import get_record
 from vlad.datamodules.dataset import AnomalyDataset, collate, load_image, load_mask
 from vlad.datamodules.index import index_record
@@ -81,7 +81,11 @@ def test_any_mode_and_lying_suffix(tmp_path, mode):
 def test_unreadable_images_are_named(tmp_path):
     write_picture(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
-    for name, content in {"empty.png": b"", "text.png": b"hello", "cut.png": whole[: len(whole) // 2]}.items():
+    for name, content in {
+        "empty.png": b"",
+        "text.png": b"hello",
+        "cut.png": whole[: len(whole) // 2],
+    }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=rf"cannot read image .*{name} \(.*\); replace it or remove it"):
             load_image(str(tmp_path / name))

@@ -29,7 +29,9 @@ def sdp(clip_ad):
 @pytest.fixture(scope="module")
 def sdp_plus(clip_ad):
     method = SDPPlus(**arguments(clip_ad)).eval()
-    method.load_state_dict({**method.state_dict(), **method.published_state({"linear_layers": clip_ad.method})})
+    method.load_state_dict(
+        {**method.state_dict(), **method.published_state({"linear_layers": clip_ad.method})}
+    )
     return method
 
 
@@ -94,12 +96,16 @@ def test_sdp_plus_maps_and_scores(clip_ad, sdp_plus):
     margins = sdp_plus.margins(ordinary, sdp_plus.texts(clip_ad.meta["class_per_image"]))
     for layer, margin in zip(sdp_plus.layers, margins, strict=True):
         logits = out[f"lin/logits_{layer}"]
-        torch.testing.assert_close(margin, logits[..., 1] - logits[..., 0], rtol=0, atol=1e-4 * float(logits.abs().max()))
+        torch.testing.assert_close(
+            margin, logits[..., 1] - logits[..., 0], rtol=0, atol=1e-4 * float(logits.abs().max())
+        )
 
 
 def test_training_step(clip_ad):
     method = SDPPlus(**arguments(clip_ad))
-    method.load_state_dict({**method.state_dict(), **method.published_state({"linear_layers": clip_ad.method})})
+    method.load_state_dict(
+        {**method.state_dict(), **method.published_state({"linear_layers": clip_ad.method})}
+    )
     rows = clip_ad.out["train/batch_index"]
     batch = {
         "image": clip_ad.out["in/image"][rows],

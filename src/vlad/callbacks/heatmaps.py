@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from vlad.callbacks.panel import Panel, draw_panel
 from vlad.datamodules.dataset import load_image, load_mask
 from vlad.files import write_json, write_whole
-from vlad.metrics.evaluation import gather_objects
+from vlad.metrics.evaluation import gather_objects, own_samples
 from vlad.types import Batch, Prediction
 
 __all__ = ["HeatMaps"]
@@ -53,12 +53,13 @@ class HeatMaps(Callback):
         if self.enabled:
             self._file = tempfile.TemporaryFile()
 
-    def _add(self, batch: Batch, prediction: Prediction) -> None:
+    def _add(self, trainer: Trainer, batch: Batch, prediction: Prediction) -> None:
         if self._file is None:
             return
         side = min(self.height, prediction.anomaly_map.shape[-1])
         maps = F.adaptive_avg_pool2d(prediction.anomaly_map.float().unsqueeze(1), side)[:, 0].cpu().numpy()
-        for i, path in enumerate(batch["path"]):
+        for i in own_samples(batch, trainer.global_rank, trainer.world_size):
+            path = batch["path"][i]
             category = (batch["dataset"][i], batch["category"][i])
             self._counts[category] = self._counts.get(category, 0) + 1
             self._samples.append(maps[i].ravel()[:: max(1, side * side // 1024)])
@@ -117,16 +118,28 @@ class HeatMaps(Callback):
         self._start()
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Keeps a batch's maps."""
-        self._add(batch, outputs)
+        self._add(trainer, batch, outputs)
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Keeps a batch's maps."""
-        self._add(batch, outputs)
+        self._add(trainer, batch, outputs)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the panels."""

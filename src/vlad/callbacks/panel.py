@@ -16,7 +16,10 @@ _ANCHORS = np.array(
     dtype=float,
 )
 _PALETTE = np.stack(
-    [np.interp(np.linspace(0, len(_ANCHORS) - 1, 256), np.arange(len(_ANCHORS)), channel) for channel in _ANCHORS.T],
+    [
+        np.interp(np.linspace(0, len(_ANCHORS) - 1, 256), np.arange(len(_ANCHORS)), channel)
+        for channel in _ANCHORS.T
+    ],
     axis=-1,
 ).astype(np.uint8)
 _CONTOUR = (0, 230, 118)
@@ -76,7 +79,9 @@ def draw_panel(panel: Panel, low: float, high: float, *, height: int = 256) -> I
     aspect = panel.image.width / panel.image.height
     size = (round(height * min(max(aspect, 1 / 3), 3)), height)
     original = np.asarray(panel.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
-    values = np.asarray(Image.fromarray(panel.anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    values = np.asarray(
+        Image.fromarray(panel.anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    )
     strength = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     colors = colorize(strength)
     weight = (0.75 * np.sqrt(strength))[..., None]

@@ -38,16 +38,27 @@ def format_table(result: EvaluationResult) -> str:
     rows: list[dict[str, Any]] = result.categories.to_dict("records")
     several = len({row["dataset"] for row in rows}) > 1
     for row in rows:
-        name = f"{row['dataset']}/{row['category']}" if several and row["dataset"] != row["category"] else row["category"]
-        lines.append([name, str(row["normal"]), str(row["anomalous"]), *(_percent(row[metric]) for metric in METRICS)])
+        name = (
+            f"{row['dataset']}/{row['category']}"
+            if several and row["dataset"] != row["category"]
+            else row["category"]
+        )
+        lines.append(
+            [name, str(row["normal"]), str(row["anomalous"]), *(_percent(row[metric]) for metric in METRICS)]
+        )
     lines.append(["mean", "", "", *(_percent(result.mean[metric]) for metric in METRICS)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
     rule = "-" * len(text[0])
-    notes = [f"- {note['category']}: no {note['level']} metrics: {note['reason']}" for note in result.undefined]
+    notes = [
+        f"- {note['category']}: no {note['level']} metrics: {note['reason']}" for note in result.undefined
+    ]
     return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], *notes])
 
 
@@ -95,14 +106,23 @@ class Results(Callback):
         folder = trainer.log_dir  # a collective call: on every rank
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if checkpoint and trainer.is_global_zero:
-            print(f"\ncheckpoint: {checkpoint}\nnext: vlad test --ckpt_path {folder} --data.root ROOT --data.test DATASET", flush=True)
+            print(
+                f"\ncheckpoint: {checkpoint}\nnext: vlad test --ckpt_path {folder} --data.root ROOT --data.test DATASET",
+                flush=True,
+            )
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts a fresh list."""
         self._rows = []
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Prediction, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Prediction,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Keeps a batch's scores."""
         maximum = outputs.anomaly_map.amax((1, 2)).tolist()

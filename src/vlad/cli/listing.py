@@ -74,7 +74,18 @@ def datasets(arguments: list[str]) -> int:
     options = _options(arguments, "List the data sets of the catalogue.")
     records = [get_record(name) for name in list_datasets()]
     if options.json:
-        keys = ("name", "title", "domain", "levels", "folders", "categories", "licence", "url", "steps", "expected")
+        keys = (
+            "name",
+            "title",
+            "domain",
+            "levels",
+            "folders",
+            "categories",
+            "licence",
+            "url",
+            "steps",
+            "expected",
+        )
         print(json.dumps([{key: getattr(record, key) for key in keys} for record in records], indent=2))
         return 0
     _print_table(

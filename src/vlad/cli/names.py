@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import get_loader, set_loader
 
 from vlad.errors import nearest
-from vlad.registry import canonical, discover, list_methods, resolve
+from vlad.registry import canonical, discover, get_method, list_methods, resolve
 
 __all__ = ["LOADER", "expand_arguments", "expand_tree", "short_error"]
 
@@ -22,9 +22,12 @@ def class_path(name: str) -> str:
     """Returns a method's full class path; what is no plain name is returned as it is.
 
     Raises:
-        RegistryError: A plain name that is not registered.
+        RegistryError: A plain name that is not registered, or whose plug-in fails to import.
     """
-    return name if re.search(r"[./\\{]", name) else resolve(name).class_path
+    if re.search(r"[./\\{]", name):
+        return name
+    get_method(name)  # here its failure is told in full; jsonargparse would wrap it
+    return resolve(name).class_path
 
 
 def _expand_section(section: Any) -> Any:
@@ -60,8 +63,27 @@ def _load(text: str) -> Any:
     return expand_tree(get_loader("yaml")(text))
 
 
+def _settings_last(arguments: list[str]) -> list[str]:
+    """Moves ``--model.x value`` behind ``--model`` and ``--config``, which jsonargparse must see first."""
+    first, last = [], []
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        name, equals, _ = argument.partition("=")
+        setting = name.startswith("--model.") and name not in {"--model.class_path", "--model.help"}
+        paired = (
+            setting
+            and not equals
+            and position + 1 < len(arguments)
+            and not arguments[position + 1].startswith("--")
+        )
+        (last if setting else first).extend(arguments[position : position + 1 + paired])
+        position += 1 + paired
+    return first + last
+
+
 def expand_arguments(arguments: list[str]) -> list[str]:
-    """Rewrites a command line: method names behind ``--model…``, and pictures right after ``predict``."""
+    """Rewrites a command line: method names, the order of a method's settings, pictures after ``predict``."""
     expanded = list(arguments)
     for position, argument in enumerate(expanded):
         name, equals, value = argument.partition("=")
@@ -72,6 +94,7 @@ def expand_arguments(arguments: list[str]) -> list[str]:
         elif position + 1 < len(expanded) and not expanded[position + 1].startswith("-"):
             following = expanded[position + 1]
             expanded[position + 1] = following if Path(following).is_file() else class_path(following)
+    expanded = _settings_last(expanded)
     if expanded[:1] == ["predict"]:
         end = 1
         while end < len(expanded) and not expanded[end].startswith("-"):

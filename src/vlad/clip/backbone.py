@@ -131,7 +131,9 @@ class Backbone(nn.Module):
         loggers = [logging.getLogger(), logging.getLogger("huggingface_hub")]
         levels = [logger.level for logger in loggers]
         try:
-            for logger in loggers:  # open_clip narrates every step, the hub every retry; the error below says it once
+            for (
+                logger
+            ) in loggers:  # open_clip narrates every step, the hub every retry; the error below says it once
                 logger.setLevel(logging.CRITICAL)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # chosen above, knowingly
@@ -149,7 +151,9 @@ class Backbone(nn.Module):
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-        return cls(model, tokenizer, parity=parity, name=name, pretrained=None if schema else pretrained, text=text)
+        return cls(
+            model, tokenizer, parity=parity, name=name, pretrained=None if schema else pretrained, text=text
+        )
 
 
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)

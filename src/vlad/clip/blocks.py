@@ -106,7 +106,9 @@ def run_blocks(
     if local is None and local_taps:
         raise ValueError("local_taps needs a local path")
     if local is not None and any(n < local.first for n in local_taps):
-        raise ValueError(f"the local path starts at block {local.first}; it cannot be tapped before: {local_taps}")
+        raise ValueError(
+            f"the local path starts at block {local.first}; it cannot be tapped before: {local_taps}"
+        )
     if class_token_only and (not need_last or depth in {*taps, *attended, *local_taps}):
         raise ValueError("class_token_only excludes taps of the last block")
     last_local = max(local_taps, default=0)

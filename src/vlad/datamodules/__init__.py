@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from vlad.datamodules.datamodule import AnomalyDataModule, Source, select_references
     from vlad.datamodules.dataset import AnomalyDataset
 
-__all__ = ["AnomalyDataModule", "AnomalyDataset", "Record", "Source", "get_record", "list_datasets", "select_references"]
+__all__ = [
+    "AnomalyDataModule",
+    "AnomalyDataset",
+    "Record",
+    "Source",
+    "get_record",
+    "list_datasets",
+    "select_references",
+]
 
 # Lazy, so that listing data sets imports no torch.
 _LAZY = {

@@ -93,7 +93,9 @@ def _record(data: dict[str, Any]) -> Record:
 @cache
 def _records() -> dict[str, Record]:
     folder = resources.files(__package__) / "records"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
+    files = sorted(
+        (file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name
+    )
     records = [_record(tomllib.loads(file.read_text())) for file in files]
     return {record.name: record for record in records}
 

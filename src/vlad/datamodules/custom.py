@@ -16,11 +16,30 @@ __all__ = ["index_folder", "index_pictures", "index_table"]
 
 NORMAL = frozenset({"good", "ok", "normal", "no", "free", "pass", "negative", "healthy"})
 ANOMALOUS = frozenset(
-    {"bad", "ng", "ko", "defect", "defects", "defective", "anomaly", "anomalous", "anomalies", "abnormal", "ungood"}
+    {
+        "bad",
+        "ng",
+        "ko",
+        "defect",
+        "defects",
+        "defective",
+        "anomaly",
+        "anomalous",
+        "anomalies",
+        "abnormal",
+        "ungood",
+    }
     | {"yes", "fail", "positive", "broken", "damaged"}
 )
 MASKS = frozenset({"mask", "masks", "ground_truth", "groundtruth", "gt"})
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 _MASK_ENDINGS = ("", "_mask", "_label", "_gt", "_segmentation", "-mask")
 
 
@@ -78,7 +97,18 @@ def index_folder(root: Path, *, class_name: str | None = None) -> pd.DataFrame:
         if label < 0:
             unlabelled.append(file)
         mask = _mask_for(file, folders, masks) if label == 1 else ""
-        rows.append(_row(name, class_name or name, split, label, folders[-1] if folders else "", file, root / file, mask and root / mask))
+        rows.append(
+            _row(
+                name,
+                class_name or name,
+                split,
+                label,
+                folders[-1] if folders else "",
+                file,
+                root / file,
+                mask and root / mask,
+            )
+        )
     if len(unlabelled) == len(rows):
         raise DataError(
             f"folder {root} does not tell good from bad: put pictures in folders named good and bad (first: "
@@ -96,12 +126,21 @@ def _mask_for(file: str, folders: Sequence[str], masks: dict[str, list[str]]) ->
     found = [mask for ending in _MASK_ENDINGS for mask in masks.get(stem + ending, [])]
     if len(found) <= 1:
         return found[0] if found else ""
-    alike = [mask for mask in found if folders and folders[-1] in (part.lower() for part in Path(mask).parts[:-1])]
+    alike = [
+        mask for mask in found if folders and folders[-1] in (part.lower() for part in Path(mask).parts[:-1])
+    ]
     return (alike or found)[0]
 
 
 def _row(
-    dataset: str, class_name: str, split: str, label: int, species: str, relative: str, image: Path, mask: Path | str
+    dataset: str,
+    class_name: str,
+    split: str,
+    label: int,
+    species: str,
+    relative: str,
+    image: Path,
+    mask: Path | str,
 ) -> dict[str, Any]:
     return {
         "dataset": dataset,
@@ -144,7 +183,9 @@ def index_pictures(sources: str | Path | Iterable[str | Path], *, class_name: st
             found = [(Path(file).name, Path(file)) for file in sorted(glob.glob(str(source), recursive=True))]
             if not found:
                 raise DataError(f"no picture, folder or pattern {source}: nothing is there")
-        rows += [_row("predict", class_name, "predict", -1, "", relative, file, "") for relative, file in found]
+        rows += [
+            _row("predict", class_name, "predict", -1, "", relative, file, "") for relative, file in found
+        ]
     for row in rows:
         row["category"] = class_name
     return finish(rows)
@@ -195,9 +236,19 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
             problems.setdefault("duplicate images", []).append(f"row {number}: {relative}")
         seen.add(relative)
         label = 1 if label == -1 and mask else label if label is not None else -1
-        category = str(line.get("category") or line.get("class") or Path(relative).parent.name or "object")
-        row = _row(str(line.get("dataset") or file.stem), class_name or category, "", label, "", relative, image, "")
-        row |= {"category": category, "split": str(line.get("split") or "test"), "species": str(line.get("species", ""))}
+        parent = Path(relative).parent.name
+        category = str(
+            line.get("category") or line.get("class") or ("" if _label_of([parent.lower()]) >= 0 else parent)
+        )
+        category = category or "object"
+        row = _row(
+            str(line.get("dataset") or file.stem), class_name or category, "", label, "", relative, image, ""
+        )
+        row |= {
+            "category": category,
+            "split": str(line.get("split") or "test"),
+            "species": str(line.get("species", "")),
+        }
         row["mask_path"] = str(base / mask) if mask else ""
         rows.append(row)
     if problems:
@@ -223,9 +274,13 @@ def _read_table(file: Path) -> pd.DataFrame:
         if file.suffix in {".jsonl", ".ndjson"}:
             return pd.read_json(file, lines=True, dtype=False)
         if file.suffix in {".csv", ".tsv"}:
-            return pd.read_csv(file, dtype=str, keep_default_na=False, sep="\t" if file.suffix == ".tsv" else ",")
+            return pd.read_csv(
+                file, dtype=str, keep_default_na=False, sep="\t" if file.suffix == ".tsv" else ","
+            )
     except ImportError as error:
-        raise DataError(f"table {file}: reading parquet needs pyarrow; pip install 'vlad[parquet]'") from error
+        raise DataError(
+            f"table {file}: reading parquet needs pyarrow; pip install 'vlad[parquet]'"
+        ) from error
     except (ValueError, OSError) as error:
         raise DataError(f"table {file} cannot be read: {str(error).splitlines()[0]}") from error
     raise DataError(f"table {file} has the suffix {file.suffix}; use .csv, .tsv, .jsonl or .parquet")

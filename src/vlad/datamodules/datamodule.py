@@ -68,7 +68,9 @@ def select_references(frame: pd.DataFrame, shots: int, seed: int) -> pd.DataFram
     chosen: list[int] = []
     for (dataset, category), group in normal.groupby(["dataset", "category"], sort=False):
         if len(group) < shots:
-            raise DataError(f"{dataset}/{category} has {len(group)} normal training images, {shots} shots were asked for")
+            raise DataError(
+                f"{dataset}/{category} has {len(group)} normal training images, {shots} shots were asked for"
+            )
         generator = np.random.default_rng([seed, zlib.crc32(f"{dataset}/{category}".encode())])
         chosen += group.index[np.sort(generator.permutation(len(group))[:shots])].tolist()
     if not chosen:
@@ -143,7 +145,9 @@ class AnomalyDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Indexes what the stage needs: ``fit``, ``validate``, ``test`` or ``predict``."""
-        wanted = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["predict"]}[stage]
+        wanted = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["predict"]}[
+            stage
+        ]
         for part in wanted:
             if part in self.frames:
                 continue
@@ -152,7 +156,9 @@ class AnomalyDataModule(LightningDataModule):
             elif self.sources[part]:
                 self.frames[part] = self._index(part)
             elif part != "val" or stage == "validate":
-                raise DataError(f"data.{part} is not set: name a data set ({', '.join(list_datasets())}) or a folder")
+                raise DataError(
+                    f"data.{part} is not set: name a data set ({', '.join(list_datasets())}) or a folder"
+                )
 
     def _index_predict(self) -> pd.DataFrame:
         sources = self.predict_sources
@@ -191,7 +197,9 @@ class AnomalyDataModule(LightningDataModule):
         root = source.root or self.root
         if source.name in {"folder", "table"}:
             if root is None:
-                raise DataError(f"data set '{source.name}' needs a root: its {'folder' if source.name == 'folder' else 'file'}")
+                raise DataError(
+                    f"data set '{source.name}' needs a root: its {'folder' if source.name == 'folder' else 'file'}"
+                )
             if source.name == "folder":
                 return index_folder(Path(root), class_name=self.class_name)
             return index_table(Path(root), class_name=self.class_name)
@@ -218,10 +226,14 @@ class AnomalyDataModule(LightningDataModule):
         chosen = frame if split == "all" else frame[frame["split"] == split]
         for category in asked or known[:0]:
             if category in known and not (chosen["category"] == category).any():
-                raise DataError(f"{source.name}/{category} has no images in its {split} split; see data.{part} and its root")
+                raise DataError(
+                    f"{source.name}/{category} has no images in its {split} split; see data.{part} and its root"
+                )
         if chosen.empty:
             splits = ", ".join(f"{name} {count}" for name, count in frame["split"].value_counts().items())
-            raise DataError(f"{source.name} has no images in its {split} split (it has: {splits or 'nothing'}); set split")
+            raise DataError(
+                f"{source.name} has no images in its {split} split (it has: {splits or 'nothing'}); set split"
+            )
         return chosen
 
     def references(self) -> pd.DataFrame:
@@ -268,7 +280,9 @@ class AnomalyDataModule(LightningDataModule):
             dataset,
             batch_size=self.batch_size,
             shuffle=shuffle,
-            num_workers=min(self.num_workers, max(1, len(dataset) // self.batch_size)) if self.num_workers else 0,
+            num_workers=min(self.num_workers, max(1, len(dataset) // self.batch_size))
+            if self.num_workers
+            else 0,
             collate_fn=collate,
             persistent_workers=shuffle and self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -293,4 +307,3 @@ class AnomalyDataModule(LightningDataModule):
     def reference_dataloader(self) -> DataLoader:
         """Batches of the few-shot references."""
         return self._loader(AnomalyDataset(self.references(), self.preprocess))
-

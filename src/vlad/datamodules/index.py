@@ -123,7 +123,15 @@ def index_record(record: Record, root: Path, *, class_names: dict[str, str] | No
             }
         )
     order = {category: position for position, category in enumerate(record.categories)}
-    indexed.sort(key=lambda r: (order.get(r["category"], len(order)), r["category"], r["split"], r["species"], r["relative"]))
+    indexed.sort(
+        key=lambda r: (
+            order.get(r["category"], len(order)),
+            r["category"],
+            r["split"],
+            r["species"],
+            r["relative"],
+        )
+    )
     return finish(indexed)
 
 

@@ -174,7 +174,9 @@ class Method(LightningModule):
         """
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not trained:
-            raise WeightsError(f"{type(self).__name__} is training-free and has no weights to load; drop weights: {path}")
+            raise WeightsError(
+                f"{type(self).__name__} is training-free and has no weights to load; drop weights: {path}"
+            )
         state = read_weights(path, self)
         problems = [f"missing {name}" for name in trained if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in trained]
@@ -250,14 +252,18 @@ class Method(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen CLIP out and records which one it was."""
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("backbone.")}
+        checkpoint["state_dict"] = {
+            key: value for key, value in state.items() if not key.startswith("backbone.")
+        }
         checkpoint["vlad"] = describe(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another method's or another CLIP's checkpoint; fills in the frozen CLIP for a strict load."""
         record, own = checkpoint.get("vlad", {}), describe(self)
         if record.get("class_path", own["class_path"]) != class_path_of(type(self)):
-            raise WeightsError(f"the checkpoint is of {record['class_path']}, this method is {own['class_path']}")
+            raise WeightsError(
+                f"the checkpoint is of {record['class_path']}, this method is {own['class_path']}"
+            )
         if record.get("fingerprint", own["fingerprint"]) != own["fingerprint"]:
             raise WeightsError(
                 f"the checkpoint was trained on CLIP {record['backbone']} ({record['pretrained']}, weights "

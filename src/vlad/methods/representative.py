@@ -32,7 +32,9 @@ def _dbscan(rows: Tensor, eps: float, min_samples: int) -> Tensor:
     found = DBSCAN(eps=eps, min_samples=min_samples).fit(rows.cpu().numpy())
     vector = _largest_cluster(rows, torch.as_tensor(found.labels_, device=rows.device).long())
     if vector is None:  # the published code stops here; the mean is what a single cluster would give
-        warnings.warn(f"DBSCAN(eps={eps}, min_samples={min_samples}) found no cluster; using the mean", stacklevel=3)
+        warnings.warn(
+            f"DBSCAN(eps={eps}, min_samples={min_samples}) found no cluster; using the mean", stacklevel=3
+        )
         return rows.mean(0)
     return vector
 

@@ -122,7 +122,9 @@ class SDP(Method):
             local_taps=set(ends.values()) if stages else (),
             need_last=depth in self.layers,
         )
-        ordinary = [tokens.taps[depth] if layer == depth else tokens.attended[layer + 1] for layer in self.layers]
+        ordinary = [
+            tokens.taps[depth] if layer == depth else tokens.attended[layer + 1] for layer in self.layers
+        ]
         if not stages:
             return ordinary, []
         staged = [

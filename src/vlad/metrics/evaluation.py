@@ -21,7 +21,7 @@ from vlad.types import Batch, Prediction
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["METRICS", "Evaluation", "EvaluationResult", "gather_objects"]
+__all__ = ["METRICS", "Evaluation", "EvaluationResult", "gather_objects", "own_samples"]
 
 METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max")
 """Columns of the metrics table, in order."""
@@ -56,13 +56,15 @@ def gather_objects(local: Any) -> list[Any]:
     return everyone
 
 
-def _first_of_its_kind(index: Tensor, rank: int, world_size: int) -> Tensor:
-    """Returns which samples of a rank are not padding (B,), bool.
+def own_samples(batch: Batch, rank: int, world_size: int) -> list[int]:
+    """Returns the positions in a batch that are not the padding of a distributed sampler.
 
-    Lightning's distributed sampler hands rank r the rows r, r + W, r + 2W, … and pads the last round by
-    starting over at row 0; such repetitions never land on the rank that owns the row.
+    Lightning's sampler hands rank r the rows r, r + W, r + 2W, … and pads the last round by starting over at
+    row 0; such a repetition never lands on the rank that owns the row.
     """
-    return index % world_size == rank
+    if world_size == 1 or "index" not in batch:
+        return list(range(len(batch["path"])))
+    return [i for i, row in enumerate(batch["index"].tolist()) if row % world_size == rank]
 
 
 def _sync_device() -> torch.device:
@@ -88,7 +90,9 @@ class Evaluation:
     def _pixel_metric(self, category: Category, device: torch.device) -> RankingMetrics:
         if category not in self._pixels:
             metric = RankingMetrics().to(device)
-            metric.update(torch.empty(0, device=device), torch.empty(0, device=device))  # a rank may have no image of it
+            metric.update(
+                torch.empty(0, device=device), torch.empty(0, device=device)
+            )  # a rank may have no image of it
             self._pixels[category] = metric
         return self._pixels[category]
 
@@ -108,16 +112,24 @@ class Evaluation:
         finite = maps.isfinite().flatten(1).all(1) & scores.isfinite()
         if not finite.all():
             path = batch["path"][int((~finite).nonzero()[0])]
-            raise DataError(f"the scores of {path} are not finite (NaN or infinity); check the weights and the precision")
-        keep = torch.ones(len(scores), dtype=torch.bool)
-        if world_size > 1 and "index" in batch:
-            keep = _first_of_its_kind(batch["index"].cpu(), rank, world_size)
-        for i in keep.nonzero().flatten().tolist():
+            raise DataError(
+                f"the scores of {path} are not finite (NaN or infinity); check the weights and the precision"
+            )
+        for i in own_samples(batch, rank, world_size):
             category = (batch["dataset"][i], batch["category"][i])
             if batch["has_mask"][i]:
                 self._pixel_metric(category, maps.device).update(maps[i], batch["mask"][i])
-            row = {"dataset": category[0], "category": category[1], "key": batch["key"][i], "path": batch["path"][i]}
-            row |= {"label": int(batch["label"][i]), "image_score": float(scores[i]), "index": int(batch["index"][i])}
+            row = {
+                "dataset": category[0],
+                "category": category[1],
+                "key": batch["key"][i],
+                "path": batch["path"][i],
+            }
+            row |= {
+                "label": int(batch["label"][i]),
+                "image_score": float(scores[i]),
+                "index": int(batch["index"][i]),
+            }
             if prediction.image_terms is not None:
                 row["terms"] = prediction.image_terms[i].tolist()
             self._images.append(row)
@@ -130,7 +142,9 @@ class Evaluation:
         """
         import pandas as pd
 
-        rows = sorted((row for part in gather_objects(self._images) for row in part), key=lambda row: row["index"])
+        rows = sorted(
+            (row for part in gather_objects(self._images) for row in part), key=lambda row: row["index"]
+        )
         device = next((metric.device for metric in self._pixels.values()), _sync_device())
         table: list[dict[str, Any]] = []
         undefined: list[dict[str, str]] = []
@@ -147,13 +161,20 @@ class Evaluation:
             )
             pixel = self._pixel_metric(category, device).compute()
             line: dict[str, Any] = {"dataset": category[0], "category": category[1]}
-            line |= {"normal": sum(row["label"] == 0 for row in chosen), "anomalous": sum(row["label"] == 1 for row in chosen)}
+            line |= {
+                "normal": sum(row["label"] == 0 for row in chosen),
+                "anomalous": sum(row["label"] == 1 for row in chosen),
+            }
             for level, result, noun in (("image", image, "labelled images"), ("pixel", pixel, "masks")):
                 for name in ("auroc", "ap", "f1_max"):
                     line[f"{level}_{name}"] = getattr(result, name)
                 if result.undefined:
-                    reason = result.undefined.replace("no samples", f"no {noun}").replace("samples", f"{level}s")
-                    undefined.append({"dataset": category[0], "category": category[1], "level": level, "reason": reason})
+                    reason = result.undefined.replace("no samples", f"no {noun}").replace(
+                        "samples", f"{level}s"
+                    )
+                    undefined.append(
+                        {"dataset": category[0], "category": category[1], "level": level, "reason": reason}
+                    )
             table.append(line)
         images = pd.DataFrame(rows).drop(columns=["terms", "index"], errors="ignore")
         mean = {}

@@ -52,7 +52,9 @@ def ranking(scores: Tensor, labels: Tensor) -> Ranking:
     positives = int(labels.sum())
     negatives = labels.numel() - positives
     if positives == 0 or negatives == 0:
-        kind = "samples" if labels.numel() == 0 else "anomalous samples" if positives == 0 else "normal samples"
+        kind = (
+            "samples" if labels.numel() == 0 else "anomalous samples" if positives == 0 else "normal samples"
+        )
         return Ranking(*[float("nan")] * 4, undefined=f"no {kind}")
     scores, order = torch.sort(scores, descending=True)
     hits = labels[order].to(torch.int64).cumsum(0)
@@ -68,7 +70,12 @@ def ranking(scores: Tensor, labels: Tensor) -> Ranking:
     auroc = (false_steps * (recall - recall_steps / 2)).sum()
     f1 = 2 * true_positives / (flagged + positives)
     best = int(f1.argmax())
-    return Ranking(float(auroc), float((recall_steps * precision).sum()), float(f1[best]), float(scores[last_of_tie[best]]))
+    return Ranking(
+        float(auroc),
+        float((recall_steps * precision).sum()),
+        float(f1[best]),
+        float(scores[last_of_tie[best]]),
+    )
 
 
 class RankingMetrics(Metric):
@@ -103,6 +110,6 @@ class RankingMetrics(Metric):
 
     def compute(self) -> Ranking:
         """Returns the metrics over everything added, on all ranks."""
-        if not self.scores:
+        if isinstance(self.scores, list) and not self.scores:  # after a sync over ranks it is a tensor
             return ranking(torch.empty(0), torch.empty(0))
         return ranking(dim_zero_cat(self.scores), dim_zero_cat(self.labels))

@@ -1,0 +1,50 @@
+import numpy as np
+from PIL import Image
+
+from vlad.callbacks.panel import Panel, colorize, draw_panel
+
+
+def panel(values, **more):
+    return Panel("title", "verdict", Image.new("RGB", (80, 40), (90, 90, 90)), values, **more)
+
+
+def tile(picture, position, width=100, height=50):
+    x = 6 + position * (width + 6)
+    return np.asarray(picture)[42 : 42 + height, x : x + width]
+
+
+def test_colors_get_lighter_with_the_score():
+    brightness = colorize(np.linspace(0, 1, 64)[None])[0].astype(int).sum(-1)
+    assert (np.diff(brightness) >= 0).all()
+    assert np.array_equal(colorize(np.array([[-3.0, 9.0]])), colorize(np.array([[0.0, 1.0]])))
+
+
+def test_same_score_same_color_whatever_else_is_in_the_map():
+    a, b = np.full((8, 8), 0.5), np.full((8, 8), 0.5)
+    b[0, 0] = 7.0
+    pictures = [tile(draw_panel(panel(values), 0.0, 1.0, height=50), 1) for values in (a, b)]
+    assert np.array_equal(pictures[0][25:, 50:], pictures[1][25:, 50:])
+
+
+def test_tiles_keep_the_pictures_proportions_and_show_the_mask():
+    mask = np.zeros((40, 80), dtype=bool)
+    mask[:, :40] = True
+    picture = draw_panel(panel(np.zeros((8, 8)), mask=mask), 0.0, 1.0, height=50)
+    assert (tile(picture, 0) == 90).all()
+    shown = tile(picture, 2)
+    assert (shown[:, :50] == 255).all()
+    assert (shown[:, 50:] == 0).all()
+    overlay = tile(picture, 3)
+    assert (overlay[10:40, 49] == (0, 230, 118)).all()  # the contour
+    assert (overlay[10:40, 70] == 90).all()  # a score of nothing leaves the picture
+
+
+def test_without_a_mask_there_are_three_tiles():
+    with_mask = draw_panel(panel(np.zeros((8, 8)), mask=np.zeros((40, 80), bool)), 0, 1, height=50)
+    without = draw_panel(panel(np.zeros((8, 8))), 0, 1, height=50)
+    assert with_mask.width - without.width == 106
+
+
+def test_long_titles_are_shortened():
+    long = Panel("x" * 400, "v", Image.new("RGB", (40, 40)), np.zeros((4, 4)))
+    assert draw_panel(long, 0, 1, height=50).width < 500

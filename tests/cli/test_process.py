@@ -1,0 +1,137 @@
+"""What needs processes of its own: two ranks, the installed command, and a third party's plug-in."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tests_support import write_mvtec
+
+PLUGIN = Path(__file__).parents[1] / "plugin"
+
+
+@pytest.fixture
+def vlad(tmp_path, tiny):
+    write_mvtec(tmp_path / "mvtec_ad", count=3)
+    (tmp_path / "mvtec_ad/bottle/test/good/002.png").unlink()  # 11 images: two ranks must pad
+
+    def vlad(*arguments, path="", check=True):
+        environment = {**os.environ, "PYTHONPATH": path, "VLAD_PLUGINS": ""}
+        command = [sys.executable, "-m", "vlad", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return vlad
+
+
+def options(tiny, method, *, layers=True):
+    model = ["--model", method, "--model.backbone", tiny, "--model.image_size", "64"]
+    return [
+        *model,
+        *(["--model.layers", "[2,4]"] if layers else []),
+        "--data.root",
+        ".",
+        "--data.num_workers",
+        "0",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
+
+
+TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+
+
+def test_two_processes_give_the_metrics_of_one(vlad, tiny, tmp_path):
+    test = ["test", *options(tiny, "sdp"), "--data.test", "mvtec_ad", "--data.batch_size", "2"]
+    vlad(*test)
+    vlad(*test, *TWO)
+    one, two = (tmp_path / f"runs/sdp/version_{i}" for i in (0, 1))
+    assert json.loads((one / "test_metrics.json").read_text()) == json.loads(
+        (two / "test_metrics.json").read_text()
+    )
+    pd.testing.assert_frame_equal(pd.read_csv(one / "test_scores.csv"), pd.read_csv(two / "test_scores.csv"))
+    assert len(list(two.glob("heatmaps/**/*.png"))) == 11
+    assert (one / "heatmaps/scale.json").read_text() == (two / "heatmaps/scale.json").read_text()
+
+
+def test_two_processes_train(vlad, tiny, tmp_path):
+    vlad("fit", *options(tiny, "sdp_plus"), "--data.train", "mvtec_ad", "--trainer.max_epochs", "2", *TWO)
+    assert len(list((tmp_path / "runs/sdp_plus").glob("*/checkpoints/*.ckpt"))) == 1
+
+
+def test_two_processes_predict_each_picture_once(vlad, tiny, tmp_path):
+    vlad("predict", "mvtec_ad/bottle/test", *options(tiny, "sdp"), *TWO)
+    assert len(pd.read_csv(tmp_path / "runs/sdp/version_0/predictions.csv")) == 5
+
+
+def test_an_error_in_a_process_is_one_line(vlad, tiny, tmp_path):
+    (tmp_path / "mvtec_ad/bottle/test/good/001.png").write_bytes(b"x")
+    done = vlad("test", *options(tiny, "sdp"), "--data.test", "mvtec_ad", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("vlad test: cannot read image mvtec_ad/bottle")
+
+
+def test_help_and_print_config(vlad, tiny):
+    out = vlad("fit", "--model.help", "sdp_plus").stdout
+    assert "--model.lr" in out
+    printed = vlad("test", *options(tiny, "sdp"), "--data.test", "mvtec_ad", "--print_config").stdout
+    assert "class_path: vlad.methods.sdp.SDP" in printed
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """The third party's distribution, built and installed by pip, without a network, in a folder of its own."""
+    target = tmp_path_factory.mktemp("site")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+    ]
+    subprocess.run([*command, "--target", str(target), str(PLUGIN)], check=True, capture_output=True)
+    return str(target)
+
+
+def test_plugin_is_listed_fitted_and_tested_by_its_short_name(vlad, plugin, tiny, tmp_path):
+    listed = {row["name"]: row for row in json.loads(vlad("methods", "--json", path=plugin).stdout)}
+    assert listed["mean_cosine"]["from"] == "vlad_mean 0.3"
+    assert "prototype" in listed["mean_cosine"]["summary"]
+    vlad("fit", *options(tiny, "mean-cosine", layers=False), "--data.train", "mvtec_ad", path=plugin)
+    (run,) = (tmp_path / "runs/mean_cosine").iterdir()
+    data = ["--data.root", ".", "--data.test", "mvtec_ad", "--data.num_workers", "0"]
+    assert "metal_nut" in vlad("test", "--ckpt_path", str(run), *data, path=plugin).stdout
+    config = tmp_path / "exp.yaml"
+    config.write_text(
+        f"model: {{class_path: mean_cosine, backbone: '{tiny}'}}\ndata: {{root: ., test: mvtec_ad}}\n"
+    )
+    vlad("test", "--config", "exp.yaml", path=plugin)
+
+
+def test_plugin_passes_the_conformance_suite(plugin, tiny, monkeypatch):
+    monkeypatch.syspath_prepend(plugin)
+    from vlad_mean import MeanCosine
+
+    from vlad.testing import check_method
+
+    check_method(MeanCosine, backbone=tiny)
+
+
+def test_broken_plugin_is_named_and_breaks_nothing(vlad, plugin, tiny):
+    assert "brokenclip" in vlad("methods", path=plugin).stdout
+    done = vlad("test", "--model", "brokenclip", "--data.test", "x", path=plugin, check=False)
+    assert done.returncode == 1
+    assert "method 'brokenclip' (vlad_mean.broken.Broken, from vlad_mean 0.3) failed to import" in done.stderr
+    assert "No module named 'a_package_that_is_not_there'" in done.stderr
+    assert "Traceback" not in done.stderr
+    vlad("test", *options(tiny, "sdp"), "--data.test", "mvtec_ad", path=plugin)
