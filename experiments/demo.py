@@ -42,9 +42,7 @@ def draw(shape: str, rng: np.random.Generator, *, defect: bool) -> tuple[Image.I
             else:
                 target.ellipse((x, y, x + 18, y + 14), fill=ink)
     angle = float(rng.uniform(0, 360))
-    image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(40, 40, 40)).filter(
-        ImageFilter.GaussianBlur(0.6)
-    )
+    image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(40, 40, 40)).filter(ImageFilter.GaussianBlur(0.6))
     return image, mask.rotate(angle)
 
 

@@ -62,13 +62,9 @@ def test_collision_is_resolved_in_order_and_told_once(declare):
 
 
 def test_broken_plugin_is_named_with_its_cause_and_breaks_nothing_else(declare):
-    declare(
-        entry("broken", "no_such_module_here:X", "vlad-broken"), entry("sdp", "vlad.methods.sdp:SDP", "vlad")
-    )
+    declare(entry("broken", "no_such_module_here:X", "vlad-broken"), entry("sdp", "vlad.methods.sdp:SDP", "vlad"))
     assert vlad.list_methods() == ["broken", "sdp"]
-    with pytest.raises(
-        RegistryError, match=r"'broken' .*from vlad_broken 1.0\) failed to import: ModuleNotFoundError"
-    ):
+    with pytest.raises(RegistryError, match=r"'broken' .*from vlad_broken 1.0\) failed to import: ModuleNotFoundError"):
         vlad.get_method("broken")
     assert vlad.get_method("sdp") is SDP
 

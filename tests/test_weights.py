@@ -17,9 +17,7 @@ def method(tiny):
 
 def published(method, folder, **changes):
     layers = {
-        name.replace("heads.", "fc."): p.detach().clone()
-        for name, p in method.named_parameters()
-        if "heads" in name
+        name.replace("heads.", "fc."): p.detach().clone() for name, p in method.named_parameters() if "heads" in name
     }
     layers.update(changes)
     file = folder / "official.pth"
@@ -74,9 +72,7 @@ def test_unreadable_and_foreign_files(tiny, tmp_path):
     with pytest.raises(WeightsError, match="holds a list"):
         build(tiny, tmp_path / "list.pth")
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(
-        WeightsError, match=r"neither a vlad checkpoint nor in the published format .*other\)"
-    ):
+    with pytest.raises(WeightsError, match=r"neither a vlad checkpoint nor in the published format .*other\)"):
         build(tiny, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="training-free and has no weights"):
         vlad.load("sdp", backbone=tiny, pretrained=None, image_size=64, layers=[4], weights="x.pth")

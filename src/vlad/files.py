@@ -25,7 +25,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     """Writes UTF-8 text."""
-    return write_whole(path, lambda partial: partial.write_bytes(text.encode()) and None)
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8")
+
+    return write_whole(path, write)
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -76,6 +76,4 @@ def _from_config(folder: Path, overrides: dict[str, Any]) -> Method:
         model = (yaml.safe_load(file.read_text()) or {}).get("model")
         if isinstance(model, dict) and "class_path" in model:
             return _build(get_method(model["class_path"]), {**model.get("init_args", {}), **overrides})
-    raise WeightsError(
-        f"{folder} is no run folder: it holds neither checkpoints/*.ckpt nor a config with a model"
-    )
+    raise WeightsError(f"{folder} is no run folder: it holds neither checkpoints/*.ckpt nor a config with a model")

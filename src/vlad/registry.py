@@ -140,10 +140,7 @@ def get_method(name: str) -> type[Method]:
         plugin = Plugin(name, module, attribute, "class path", "")
     else:
         plugin = resolve(name)
-    origin = (
-        f"method '{plugin.name}' ({plugin.class_path}, from {plugin.distribution} {plugin.version}".rstrip()
-        + ")"
-    )
+    origin = f"method '{plugin.name}' ({plugin.class_path}, from {plugin.distribution} {plugin.version}".rstrip() + ")"
     try:
         entry = metadata.EntryPoint(plugin.name, f"{plugin.module}:{plugin.attribute}", GROUP)
         cls = entry.load()

@@ -122,9 +122,7 @@ def check_plain_hyperparameters(method: Method) -> None:
 def check_frozen_backbone(method: Method) -> None:
     """CLIP is frozen, stays in evaluation mode, and training reaches every trained parameter and nothing else."""
     assert not any(p.requires_grad for p in method.backbone.parameters()), "the backbone is not frozen"
-    assert not any(module.training for module in method.train().backbone.modules()), (
-        "the backbone left eval mode"
-    )
+    assert not any(module.training for module in method.train().backbone.modules()), "the backbone left eval mode"
     if not method.trains:
         return
     before = copy.deepcopy(method.backbone.state_dict())
@@ -133,7 +131,7 @@ def check_frozen_backbone(method: Method) -> None:
     total.backward()
     silent = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert not silent, f"no gradient reaches {silent}"
-    optimizer.step()  # type: ignore[union-attr]
+    optimizer.step()
     after = method.backbone.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before), "a step changed the backbone"
 

@@ -63,9 +63,7 @@ class Prediction:
     def detached(self) -> Prediction:
         """Returns the prediction in float32, without gradients."""
         as_float = {
-            name: value.detach().to(torch.float32)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            name: value.detach().to(torch.float32) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **as_float)
 

@@ -73,9 +73,7 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
             "ask its author for a plain state dict or safetensors"
         ) from error
     except Exception as error:  # zip, safetensors and torch each raise their own kinds on damaged files
-        raise WeightsError(
-            f"{path} cannot be read as weights ({type(error).__name__}); is it complete?"
-        ) from error
+        raise WeightsError(f"{path} cannot be read as weights ({type(error).__name__}); is it complete?") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors")
     return content

@@ -50,13 +50,9 @@ DATA = ("--data.root", ".", "--data.test", "mvtec_ad")
 
 def test_wrong_config_key(fails):
     Path("exp.yaml").write_text("model: {class_path: sdp, image_sise: 64}\ndata: {test: mvtec_ad}\n")
-    assert "'image_sise' is not accepted; did you mean image_size" in fails(
-        "test", "--config", "exp.yaml", model=False
-    )
+    assert "'image_sise' is not accepted; did you mean image_size" in fails("test", "--config", "exp.yaml", model=False)
     Path("exp.yaml").write_text("model: sdp\ndata: {tests: mvtec_ad}\n")
-    assert "no option 'data.tests'; did you mean data.test" in fails(
-        "test", "--config", "exp.yaml", model=False
-    )
+    assert "no option 'data.tests'; did you mean data.test" in fails("test", "--config", "exp.yaml", model=False)
 
 
 def test_wrong_option(fails):
@@ -108,28 +104,20 @@ def test_empty_category(fails):
     assert "mvtec_ad has no category 'cable'" in fails("test", *DATA, "--data.categories", "[cable]")
     for file in Path("mvtec_ad/bottle/test").glob("*/*.png"):
         file.unlink()
-    assert "mvtec_ad/bottle has no images in its test split" in fails(
-        "test", *DATA, "--data.categories", "[bottle]"
-    )
+    assert "mvtec_ad/bottle has no images in its test split" in fails("test", *DATA, "--data.categories", "[bottle]")
 
 
 def test_training_a_training_free_method(fails):
-    assert "SDP is training-free; run vlad test" in fails(
-        "fit", "--data.root", ".", "--data.train", "mvtec_ad"
-    )
+    assert "SDP is training-free; run vlad test" in fails("fit", "--data.root", ".", "--data.train", "mvtec_ad")
 
 
 def test_unusable_backbone_and_size(fails):
     assert "did you mean ViT-B-16" in fails("test", *DATA, "--model.backbone", "ViT-B-1")
-    assert "no multiple of the patch size 16; use 48 or 64" in fails(
-        "test", *DATA, "--model.image_size", "60"
-    )
+    assert "no multiple of the patch size 16; use 48 or 64" in fails("test", *DATA, "--model.image_size", "60")
 
 
 def test_missing_checkpoint(fails):
-    assert "weights file none.ckpt does not exist" in fails(
-        "test", *DATA, "--ckpt_path", "none.ckpt", model=False
-    )
+    assert "weights file none.ckpt does not exist" in fails("test", *DATA, "--ckpt_path", "none.ckpt", model=False)
 
 
 def test_unknown_verb(capsys):

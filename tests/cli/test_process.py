@@ -52,9 +52,7 @@ def test_two_processes_give_the_metrics_of_one(vlad, tiny, tmp_path):
     vlad(*test)
     vlad(*test, *TWO)
     one, two = (tmp_path / f"runs/sdp/version_{i}" for i in (0, 1))
-    assert json.loads((one / "test_metrics.json").read_text()) == json.loads(
-        (two / "test_metrics.json").read_text()
-    )
+    assert json.loads((one / "test_metrics.json").read_text()) == json.loads((two / "test_metrics.json").read_text())
     pd.testing.assert_frame_equal(pd.read_csv(one / "test_scores.csv"), pd.read_csv(two / "test_scores.csv"))
     assert len(list(two.glob("heatmaps/**/*.png"))) == 11
     assert (one / "heatmaps/scale.json").read_text() == (two / "heatmaps/scale.json").read_text()
@@ -112,9 +110,7 @@ def test_plugin_is_listed_fitted_and_tested_by_its_short_name(vlad, plugin, tiny
     data = ["--data.root", ".", "--data.test", "mvtec_ad", "--data.num_workers", "0"]
     assert "metal_nut" in vlad("test", "--ckpt_path", str(run), *data, path=plugin).stdout
     config = tmp_path / "exp.yaml"
-    config.write_text(
-        f"model: {{class_path: mean_cosine, backbone: '{tiny}'}}\ndata: {{root: ., test: mvtec_ad}}\n"
-    )
+    config.write_text(f"model: {{class_path: mean_cosine, backbone: '{tiny}'}}\ndata: {{root: ., test: mvtec_ad}}\n")
     vlad("test", "--config", "exp.yaml", path=plugin)
 
 

@@ -61,12 +61,8 @@ def test_saved_scores_are_the_methods_own(run, tiny):
     data = AnomalyDataModule(root=".", test="mvtec_ad", image_size=64, num_workers=0)
     data.setup("test")
     with torch.no_grad():
-        scores = torch.cat(
-            [method.score(b["image"], b["class_name"]).image_score for b in data.test_dataloader()]
-        )
-    assert pd.read_csv(folder / "test_scores.csv")["image_score"].tolist() == pytest.approx(
-        scores.tolist(), rel=1e-5
-    )
+        scores = torch.cat([method.score(b["image"], b["class_name"]).image_score for b in data.test_dataloader()])
+    assert pd.read_csv(folder / "test_scores.csv")["image_score"].tolist() == pytest.approx(scores.tolist(), rel=1e-5)
 
 
 def test_fit_then_test_from_the_run_folder(run, capsys):
@@ -87,9 +83,7 @@ def test_fit_then_test_from_the_run_folder(run, capsys):
     assert content["vlad"]["class_path"] == "vlad.methods.sdp_plus.SDPPlus"
     assert content["epoch"] == 4  # the published five epochs
     assert f"vlad test --ckpt_path {fitted}" in capsys.readouterr().out
-    tested = run(
-        "test", "--ckpt_path", str(fitted), "--data.root", ".", "--data.test", "mvtec_ad", method=None
-    )
+    tested = run("test", "--ckpt_path", str(fitted), "--data.root", ".", "--data.test", "mvtec_ad", method=None)
     config = yaml.safe_load((tested / "test.yaml").read_text())
     assert config["model"]["class_path"] == "vlad.methods.sdp_plus.SDPPlus"
     assert config["model"]["init_args"]["image_size"] == 64
@@ -179,13 +173,8 @@ def test_flat_config_with_short_names(run, tiny, mvtec):
     assert saved["model"]["init_args"]["lr"] == 0.5
     assert saved["seed_everything"] == 7
     again = run("fit", "--config", str(folder / "fit.yaml"), method=None)  # a saved config runs as it is
-    losses = [
-        pd.read_csv(f / "metrics.csv") if (f / "metrics.csv").exists() else None for f in (folder, again)
-    ]
-    a, b = (
-        torch.load(next(f.glob("checkpoints/*.ckpt")), weights_only=True)["state_dict"]
-        for f in (folder, again)
-    )
+    losses = [pd.read_csv(f / "metrics.csv") if (f / "metrics.csv").exists() else None for f in (folder, again)]
+    a, b = (torch.load(next(f.glob("checkpoints/*.ckpt")), weights_only=True)["state_dict"] for f in (folder, again))
     assert all(torch.equal(a[key], b[key]) for key in a), losses
 
 
@@ -236,9 +225,7 @@ def test_a_tables_rows_and_a_folder_with_masks(run):
     write_picture(Path("parts/bad/1.png"))
     write_picture(Path("parts/good/2.png"))
     Path("t.csv").write_text("image_path,label\nparts/bad/1.png,bad\nparts/good/2.png,good\n")
-    table = pd.read_csv(run("test", "--data.test", "[parts, t.csv]") / "test_metrics.csv").set_index(
-        "dataset"
-    )
+    table = pd.read_csv(run("test", "--data.test", "[parts, t.csv]") / "test_metrics.csv").set_index("dataset")
     assert table["category"].to_dict() == {"parts": "parts", "t": "object"}
     assert table["pixel_auroc"].notna().to_dict() == {"parts": True, "t": False}
     assert table["image_auroc"].notna().all()

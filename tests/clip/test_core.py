@@ -89,9 +89,7 @@ def test_size_that_the_patch_does_not_divide(backbone):
 def test_nothing_runs_beyond_the_last_tap(backbone, images):
     blocks = backbone.image.visual.transformer.resblocks
     ran = []
-    hooks = [
-        block.mlp.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, block in enumerate(blocks, 1)
-    ]
+    hooks = [block.mlp.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, block in enumerate(blocks, 1)]
     x = backbone.image.embed(images)
     full = run_blocks(blocks, x, taps=[2], attended=[3])
     ran.clear()
@@ -107,9 +105,7 @@ def test_nothing_runs_beyond_the_last_tap(backbone, images):
 def test_local_path_follows_its_definition(backbone, images):
     blocks = backbone.image.visual.transformer.resblocks
     x = backbone.image.embed(images)
-    tokens = run_blocks(
-        blocks, x, taps=[1, 2, 3], local=LocalPath(first=2, restarts={4}), local_taps=[2, 3, 4]
-    )
+    tokens = run_blocks(blocks, x, taps=[1, 2, 3], local=LocalPath(first=2, restarts={4}), local_taps=[2, 3, 4])
     plain = run_blocks(blocks, x, taps=[1, 2, 3, 4])
     close(tokens.last, plain.taps[4])  # the ordinary path is untouched
 

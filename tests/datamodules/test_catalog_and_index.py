@@ -50,8 +50,7 @@ def test_mvtec(tmp_path):
     }
     bad = frame[frame["label"] == 1]
     assert all(
-        i.split("/")[-1][:3] == m.split("/")[-1][:3]
-        for i, m in zip(bad["image_path"], bad["mask_path"], strict=True)
+        i.split("/")[-1][:3] == m.split("/")[-1][:3] for i, m in zip(bad["image_path"], bad["mask_path"], strict=True)
     )
     assert frame["has_mask"].all()
     assert (frame["class_name"] == frame["category"]).all()
@@ -146,6 +145,4 @@ def test_files_are_listed_in_order_and_hidden_ones_are_not(tmp_path):
 def test_index_survives_a_csv_round_trip(tmp_path):
     frame = index("mvtec_ad", write_mvtec(tmp_path / "m"))
     frame.to_csv(tmp_path / "i.csv", index=False)
-    pd.testing.assert_frame_equal(
-        pd.read_csv(tmp_path / "i.csv", keep_default_na=False), frame, check_dtype=False
-    )
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "i.csv", keep_default_na=False), frame, check_dtype=False)

@@ -7,9 +7,7 @@ from vlad.testing import CHECKS, check_method, iter_checks
 
 
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
-@pytest.mark.parametrize(
-    "name", [n for n in vlad.list_methods() if vlad.registry.resolve(n).distribution == "vlad"]
-)
+@pytest.mark.parametrize("name", [n for n in vlad.list_methods() if vlad.registry.resolve(n).distribution == "vlad"])
 def test_method(name, check, tiny):
     cls = vlad.get_method(name)
     dict(iter_checks(cls, backbone=tiny, pretrained=None, image_size=64, layers=[2, 4]))[check]()

@@ -29,9 +29,7 @@ def sdp(clip_ad):
 @pytest.fixture(scope="module")
 def sdp_plus(clip_ad):
     method = SDPPlus(**arguments(clip_ad)).eval()
-    method.load_state_dict(
-        {**method.state_dict(), **method.published_state({"linear_layers": clip_ad.method})}
-    )
+    method.load_state_dict({**method.state_dict(), **method.published_state({"linear_layers": clip_ad.method})})
     return method
 
 
@@ -103,9 +101,7 @@ def test_sdp_plus_maps_and_scores(clip_ad, sdp_plus):
 
 def test_training_step(clip_ad):
     method = SDPPlus(**arguments(clip_ad))
-    method.load_state_dict(
-        {**method.state_dict(), **method.published_state({"linear_layers": clip_ad.method})}
-    )
+    method.load_state_dict({**method.state_dict(), **method.published_state({"linear_layers": clip_ad.method})})
     rows = clip_ad.out["train/batch_index"]
     batch = {
         "image": clip_ad.out["in/image"][rows],

@@ -51,7 +51,7 @@ class HeatMaps(Callback):
     def _start(self) -> None:
         self._reset()
         if self.enabled:
-            self._file = tempfile.TemporaryFile()
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives until the end of the run
 
     def _add(self, trainer: Trainer, batch: Batch, prediction: Prediction) -> None:
         if self._file is None:
@@ -65,7 +65,7 @@ class HeatMaps(Callback):
             self._samples.append(maps[i].ravel()[:: max(1, side * side // 1024)])
             if self.limit is not None and self._counts[category] > self.limit:
                 continue
-            row = {"path": path, "side": side, "score": float(prediction.image_score[i])}
+            row: dict[str, Any] = {"path": path, "side": side, "score": float(prediction.image_score[i])}
             row["name"] = "/".join(dict.fromkeys((*category, batch["key"][i])))
             row["offset"] = self._file.tell()
             if "label" in batch:

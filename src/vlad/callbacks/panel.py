@@ -11,15 +11,21 @@ __all__ = ["Panel", "colorize", "draw_panel"]
 
 # A dark-to-light scale that also reads in grey and with colour-blind eyes (black, purple, red, orange, yellow).
 _ANCHORS = np.array(
-    [(0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10)]
-    + [(249, 201, 50), (252, 255, 164)],
+    [
+        (0, 0, 4),
+        (31, 12, 72),
+        (85, 15, 109),
+        (136, 34, 106),
+        (186, 54, 85),
+        (227, 89, 51),
+        (249, 140, 10),
+        (249, 201, 50),
+        (252, 255, 164),
+    ],
     dtype=float,
 )
 _PALETTE = np.stack(
-    [
-        np.interp(np.linspace(0, len(_ANCHORS) - 1, 256), np.arange(len(_ANCHORS)), channel)
-        for channel in _ANCHORS.T
-    ],
+    [np.interp(np.linspace(0, len(_ANCHORS) - 1, 256), np.arange(len(_ANCHORS)), channel) for channel in _ANCHORS.T],
     axis=-1,
 ).astype(np.uint8)
 _CONTOUR = (0, 230, 118)
@@ -79,9 +85,7 @@ def draw_panel(panel: Panel, low: float, high: float, *, height: int = 256) -> I
     aspect = panel.image.width / panel.image.height
     size = (round(height * min(max(aspect, 1 / 3), 3)), height)
     original = np.asarray(panel.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
-    values = np.asarray(
-        Image.fromarray(panel.anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    )
+    values = np.asarray(Image.fromarray(panel.anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
     strength = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     colors = colorize(strength)
     weight = (0.75 * np.sqrt(strength))[..., None]

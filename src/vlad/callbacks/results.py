@@ -39,13 +39,9 @@ def format_table(result: EvaluationResult) -> str:
     several = len({row["dataset"] for row in rows}) > 1
     for row in rows:
         name = (
-            f"{row['dataset']}/{row['category']}"
-            if several and row["dataset"] != row["category"]
-            else row["category"]
+            f"{row['dataset']}/{row['category']}" if several and row["dataset"] != row["category"] else row["category"]
         )
-        lines.append(
-            [name, str(row["normal"]), str(row["anomalous"]), *(_percent(row[metric]) for metric in METRICS)]
-        )
+        lines.append([name, str(row["normal"]), str(row["anomalous"]), *(_percent(row[metric]) for metric in METRICS)])
     lines.append(["mean", "", "", *(_percent(result.mean[metric]) for metric in METRICS)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
@@ -56,9 +52,7 @@ def format_table(result: EvaluationResult) -> str:
         for line in lines
     ]
     rule = "-" * len(text[0])
-    notes = [
-        f"- {note['category']}: no {note['level']} metrics: {note['reason']}" for note in result.undefined
-    ]
+    notes = [f"- {note['category']}: no {note['level']} metrics: {note['reason']}" for note in result.undefined]
     return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], *notes])
 
 
@@ -106,10 +100,8 @@ class Results(Callback):
         folder = trainer.log_dir  # a collective call: on every rank
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if checkpoint and trainer.is_global_zero:
-            print(
-                f"\ncheckpoint: {checkpoint}\nnext: vlad test --ckpt_path {folder} --data.root ROOT --data.test DATASET",
-                flush=True,
-            )
+            print(f"\ncheckpoint: {checkpoint}")
+            print(f"next: vlad test --ckpt_path {folder} --data.root ROOT --data.test DATASET", flush=True)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts a fresh list."""
@@ -127,7 +119,7 @@ class Results(Callback):
         """Keeps a batch's scores."""
         maximum = outputs.anomaly_map.amax((1, 2)).tolist()
         for i, path in enumerate(batch["path"]):
-            row = {"path": path, "key": batch["key"][i], "class_name": batch["class_name"][i]}
+            row: dict[str, Any] = {"path": path, "key": batch["key"][i], "class_name": batch["class_name"][i]}
             row |= {"image_score": float(outputs.image_score[i]), "map_max": maximum[i]}
             self._rows.append({**row, "index": int(batch["index"][i])})
 

@@ -34,7 +34,7 @@ def _known_options(parsers: Iterable[LightningArgumentParser]) -> set[str]:
     while pending:
         cls = pending.pop()
         pending += cls.__subclasses__()
-        options |= {f"model.{name}" for name in inspect.signature(cls.__init__).parameters if name != "self"}
+        options |= {f"model.{name}" for name in inspect.signature(cls).parameters if name != "self"}
     return options
 
 
@@ -57,9 +57,7 @@ class VladCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the heat maps' options and passes the seed on to the data."""
         parser.add_lightning_class_args(HeatMaps, "heatmaps")
-        parser.link_arguments(
-            "seed_everything", "data.seed", compute_fn=lambda seed: seed if type(seed) is int else 0
-        )
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=lambda seed: seed if type(seed) is int else 0)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Expands short names, then parses; a checkpoint's method and settings become defaults."""
@@ -111,12 +109,7 @@ class VladCLI(LightningCLI):
                     save_dir=str(root), name=name, version=None, prefix="", flush_logs_every_n_steps=100
                 ),
             )
-        if (
-            verb == "fit"
-            and method.epochs
-            and config.trainer.max_epochs is None
-            and config.trainer.max_steps == -1
-        ):
+        if verb == "fit" and method.epochs and config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = method.epochs
         if config.get("ckpt_path") and Path(config.ckpt_path).exists():
             config.ckpt_path = str(find_checkpoint(config.ckpt_path))
@@ -135,12 +128,8 @@ def _option(arguments: list[str], name: str) -> str | None:
 def _model_of(checkpoint: str) -> dict[str, Any]:
     """Returns the ``model`` section that a checkpoint's run had: its class and hyper-parameters."""
     content = read_file(checkpoint)
-    saved = {
-        key: value for key, value in content.get("hyper_parameters", {}).items() if not key.startswith("_")
-    }
-    class_path = content.get("vlad", {}).get("class_path") or content.get("hyper_parameters", {}).get(
-        "_class_path"
-    )
+    saved = {key: value for key, value in content.get("hyper_parameters", {}).items() if not key.startswith("_")}
+    class_path = content.get("vlad", {}).get("class_path") or content.get("hyper_parameters", {}).get("_class_path")
     get_method(class_path)
     return {"class_path": class_path, "init_args": saved}
 

@@ -65,17 +65,15 @@ def _load(text: str) -> Any:
 
 def _settings_last(arguments: list[str]) -> list[str]:
     """Moves ``--model.x value`` behind ``--model`` and ``--config``, which jsonargparse must see first."""
-    first, last = [], []
+    first: list[str] = []
+    last: list[str] = []
     position = 0
     while position < len(arguments):
         argument = arguments[position]
         name, equals, _ = argument.partition("=")
         setting = name.startswith("--model.") and name not in {"--model.class_path", "--model.help"}
         paired = (
-            setting
-            and not equals
-            and position + 1 < len(arguments)
-            and not arguments[position + 1].startswith("--")
+            setting and not equals and position + 1 < len(arguments) and not arguments[position + 1].startswith("--")
         )
         (last if setting else first).extend(arguments[position : position + 1 + paired])
         position += 1 + paired

@@ -50,7 +50,7 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: Any,
         *,
         parity: Parity | None = None,
@@ -131,9 +131,7 @@ class Backbone(nn.Module):
         loggers = [logging.getLogger(), logging.getLogger("huggingface_hub")]
         levels = [logger.level for logger in loggers]
         try:
-            for (
-                logger
-            ) in loggers:  # open_clip narrates every step, the hub every retry; the error below says it once
+            for logger in loggers:  # open_clip narrates every step, the hub every retry; the error below says it once
                 logger.setLevel(logging.CRITICAL)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # chosen above, knowingly
@@ -151,16 +149,14 @@ class Backbone(nn.Module):
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-        return cls(
-            model, tokenizer, parity=parity, name=name, pretrained=None if schema else pretrained, text=text
-        )
+        return cls(model, tokenizer, parity=parity, name=name, pretrained=None if schema else pretrained, text=text)
 
 
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def _check_towers(model: nn.Module, name: str) -> None:
+def _check_towers(model: Any, name: str) -> None:
     """Refuses towers whose arithmetic the block loop does not restate."""
     from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 
@@ -170,7 +166,8 @@ def _check_towers(model: nn.Module, name: str) -> None:
             "causal text transformers (all OpenAI and LAION ViT models)"
         )
 
-    visual, text = model.visual, getattr(model, "text", None)
+    visual: Any = model.visual
+    text: Any = getattr(model, "text", None)
     if not isinstance(visual, VisionTransformer):
         refuse(f"an image tower of type {type(visual).__name__}")
     if not isinstance(text, TextTransformer):
@@ -184,7 +181,7 @@ def _check_towers(model: nn.Module, name: str) -> None:
             refuse(f"blocks of type {type(block).__name__}")
 
 
-def save_local(model: nn.Module, config: dict[str, Any], folder: str | Path) -> str:
+def save_local(model: Any, config: dict[str, Any], folder: str | Path) -> str:
     """Writes an open_clip model as a folder that ``backbone: local-dir:folder`` opens.
 
     Args:
@@ -211,7 +208,7 @@ def save_local(model: nn.Module, config: dict[str, Any], folder: str | Path) -> 
     return f"local-dir:{folder}"
 
 
-def random_clip(config: dict[str, Any], seed: int = 0) -> nn.Module:
+def random_clip(config: dict[str, Any], seed: int = 0) -> Any:
     """Builds an open_clip model with random weights, the same on every machine for one seed."""
     import open_clip
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlad.clip.attention import LocalAttention, attend, local_attention, project_out, project_qkv
 
@@ -31,13 +32,11 @@ class LocalPath:
         first: Block at which the path starts; before its first update it equals the ordinary tokens.
         attention: Which self-self attention feeds it.
         restarts: Blocks at which the path is thrown away and starts anew from zero (CLIP-AD's stages).
-        feed_forward: Whether the blocks' MLPs are applied to the path as well.
     """
 
     first: int = 1
     attention: LocalAttention = "vv"
     restarts: Collection[int] = frozenset()
-    feed_forward: bool = False
 
 
 @dataclass
@@ -64,7 +63,7 @@ def _check_numbers(numbers: Collection[int], depth: int) -> None:
 
 
 def run_blocks(
-    blocks: Sequence[nn.Module],
+    blocks: Sequence[Any],
     x: Tensor,
     *,
     mask: Tensor | None = None,
@@ -106,9 +105,7 @@ def run_blocks(
     if local is None and local_taps:
         raise ValueError("local_taps needs a local path")
     if local is not None and any(n < local.first for n in local_taps):
-        raise ValueError(
-            f"the local path starts at block {local.first}; it cannot be tapped before: {local_taps}"
-        )
+        raise ValueError(f"the local path starts at block {local.first}; it cannot be tapped before: {local_taps}")
     if class_token_only and (not need_last or depth in {*taps, *attended, *local_taps}):
         raise ValueError("class_token_only excludes taps of the last block")
     last_local = max(local_taps, default=0)
@@ -125,8 +122,6 @@ def run_blocks(
                 stream = update
             else:
                 stream = (x if stream is None else stream) + update
-            if local.feed_forward:
-                stream = stream + block.ls_2(block.mlp(block.ln_2(stream)))
             if number in local_taps:
                 tokens.local[number] = stream
         if number == stop and not need_last and number not in taps and number not in attended:

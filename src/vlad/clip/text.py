@@ -38,9 +38,7 @@ class TextTower(nn.Module):
         self.width = int(transformer.positional_embedding.shape[1])
         self.context_length = int(transformer.context_length)
         projection = transformer.text_projection
-        self.embed_dim = int(
-            projection.shape[1] if isinstance(projection, Tensor) else projection.out_features
-        )
+        self.embed_dim = int(projection.shape[1] if isinstance(projection, Tensor) else projection.out_features)
 
     def tokenize(self, sentences: Sequence[str]) -> Tensor:
         """Tokenises sentences to int64 ids (n, context_length) on the tower's device."""

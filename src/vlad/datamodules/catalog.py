@@ -82,20 +82,17 @@ class Record:
 
 
 def _record(data: dict[str, Any]) -> Record:
-    layouts = tuple(
-        Layout(**{key: tuple(value) if isinstance(value, list) else value for key, value in layout.items()})
-        for layout in data.pop("layouts")
-    )
-    fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    return Record(layouts=layouts, **fixed)
+    def fixed(table: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+
+    layouts = tuple(Layout(**fixed(layout)) for layout in data.pop("layouts"))
+    return Record(layouts=layouts, **fixed(data))
 
 
 @cache
 def _records() -> dict[str, Record]:
     folder = resources.files(__package__) / "records"
-    files = sorted(
-        (file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name
-    )
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
     records = [_record(tomllib.loads(file.read_text())) for file in files]
     return {record.name: record for record in records}
 

@@ -126,9 +126,7 @@ def _mask_for(file: str, folders: Sequence[str], masks: dict[str, list[str]]) ->
     found = [mask for ending in _MASK_ENDINGS for mask in masks.get(stem + ending, [])]
     if len(found) <= 1:
         return found[0] if found else ""
-    alike = [
-        mask for mask in found if folders and folders[-1] in (part.lower() for part in Path(mask).parts[:-1])
-    ]
+    alike = [mask for mask in found if folders and folders[-1] in (part.lower() for part in Path(mask).parts[:-1])]
     return (alike or found)[0]
 
 
@@ -183,9 +181,7 @@ def index_pictures(sources: str | Path | Iterable[str | Path], *, class_name: st
             found = [(Path(file).name, Path(file)) for file in sorted(glob.glob(str(source), recursive=True))]
             if not found:
                 raise DataError(f"no picture, folder or pattern {source}: nothing is there")
-        rows += [
-            _row("predict", class_name, "predict", -1, "", relative, file, "") for relative, file in found
-        ]
+        rows += [_row("predict", class_name, "predict", -1, "", relative, file, "") for relative, file in found]
     for row in rows:
         row["category"] = class_name
     return finish(rows)
@@ -241,9 +237,7 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
             line.get("category") or line.get("class") or ("" if _label_of([parent.lower()]) >= 0 else parent)
         )
         category = category or "object"
-        row = _row(
-            str(line.get("dataset") or file.stem), class_name or category, "", label, "", relative, image, ""
-        )
+        row = _row(str(line.get("dataset") or file.stem), class_name or category, "", label, "", relative, image, "")
         row |= {
             "category": category,
             "split": str(line.get("split") or "test"),
@@ -274,13 +268,9 @@ def _read_table(file: Path) -> pd.DataFrame:
         if file.suffix in {".jsonl", ".ndjson"}:
             return pd.read_json(file, lines=True, dtype=False)
         if file.suffix in {".csv", ".tsv"}:
-            return pd.read_csv(
-                file, dtype=str, keep_default_na=False, sep="\t" if file.suffix == ".tsv" else ","
-            )
+            return pd.read_csv(file, dtype=str, keep_default_na=False, sep="\t" if file.suffix == ".tsv" else ",")
     except ImportError as error:
-        raise DataError(
-            f"table {file}: reading parquet needs pyarrow; pip install 'vlad[parquet]'"
-        ) from error
+        raise DataError(f"table {file}: reading parquet needs pyarrow; pip install 'vlad[parquet]'") from error
     except (ValueError, OSError) as error:
         raise DataError(f"table {file} cannot be read: {str(error).splitlines()[0]}") from error
     raise DataError(f"table {file} has the suffix {file.suffix}; use .csv, .tsv, .jsonl or .parquet")

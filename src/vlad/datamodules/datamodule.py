@@ -145,9 +145,7 @@ class AnomalyDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Indexes what the stage needs: ``fit``, ``validate``, ``test`` or ``predict``."""
-        wanted = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["predict"]}[
-            stage
-        ]
+        wanted = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["predict"]}[stage]
         for part in wanted:
             if part in self.frames:
                 continue
@@ -156,9 +154,7 @@ class AnomalyDataModule(LightningDataModule):
             elif self.sources[part]:
                 self.frames[part] = self._index(part)
             elif part != "val" or stage == "validate":
-                raise DataError(
-                    f"data.{part} is not set: name a data set ({', '.join(list_datasets())}) or a folder"
-                )
+                raise DataError(f"data.{part} is not set: name a data set ({', '.join(list_datasets())}) or a folder")
 
     def _index_predict(self) -> pd.DataFrame:
         sources = self.predict_sources
@@ -280,9 +276,7 @@ class AnomalyDataModule(LightningDataModule):
             dataset,
             batch_size=self.batch_size,
             shuffle=shuffle,
-            num_workers=min(self.num_workers, max(1, len(dataset) // self.batch_size))
-            if self.num_workers
-            else 0,
+            num_workers=min(self.num_workers, max(1, len(dataset) // self.batch_size)) if self.num_workers else 0,
             collate_fn=collate,
             persistent_workers=shuffle and self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -55,9 +55,7 @@ def load_mask(path: str, size: tuple[int, int], *, threshold: int = 0) -> np.nda
     """
     try:
         with Image.open(path) as picture:
-            values = np.asarray(
-                picture if picture.mode in {"P", "L", "1", "I;16", "I"} else picture.convert("L")
-            )
+            values = np.asarray(picture if picture.mode in {"P", "L", "1", "I;16", "I"} else picture.convert("L"))
     except FileNotFoundError as error:
         raise DataError(f"mask {path} does not exist (any more)") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -89,7 +89,8 @@ def index_record(record: Record, root: Path, *, class_names: dict[str, str] | No
     """
     if not root.is_dir():
         raise DataError(
-            f"{record.title}: folder {root} does not exist; give its place as data.root, or {record.steps} ({record.url})"
+            f"{record.title}: folder {root} does not exist; give its place as data.root, or {record.steps} "
+            f"({record.url})"
         )
     files = list_files(root)
     for layout in record.layouts:

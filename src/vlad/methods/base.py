@@ -85,7 +85,7 @@ class Method(LightningModule):
     @classmethod
     def _not_saved(cls) -> list[str]:
         """Arguments kept out of the hyper-parameters: ``weights``, and those of bases that cls does not take."""
-        every = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}
+        every = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
         own = set(inspect.signature(cls.__init__).parameters)
         return sorted((every - own) | {"weights"})
 
@@ -223,7 +223,7 @@ class Method(LightningModule):
         """Forgets the last evaluation."""
         self.evaluation.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Prediction:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Prediction:  # type: ignore[override]
         """Scores a batch and adds it to the evaluation."""
         return self._evaluate_step(batch)
 
@@ -235,7 +235,7 @@ class Method(LightningModule):
         """Forgets the last evaluation."""
         self.evaluation.reset()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Prediction:
+    def test_step(self, batch: Batch, batch_idx: int) -> Prediction:  # type: ignore[override]
         """Scores a batch and adds it to the evaluation."""
         return self._evaluate_step(batch)
 
@@ -252,18 +252,14 @@ class Method(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen CLIP out and records which one it was."""
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {
-            key: value for key, value in state.items() if not key.startswith("backbone.")
-        }
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("backbone.")}
         checkpoint["vlad"] = describe(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another method's or another CLIP's checkpoint; fills in the frozen CLIP for a strict load."""
         record, own = checkpoint.get("vlad", {}), describe(self)
         if record.get("class_path", own["class_path"]) != class_path_of(type(self)):
-            raise WeightsError(
-                f"the checkpoint is of {record['class_path']}, this method is {own['class_path']}"
-            )
+            raise WeightsError(f"the checkpoint is of {record['class_path']}, this method is {own['class_path']}")
         if record.get("fingerprint", own["fingerprint"]) != own["fingerprint"]:
             raise WeightsError(
                 f"the checkpoint was trained on CLIP {record['backbone']} ({record['pretrained']}, weights "

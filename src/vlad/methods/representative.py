@@ -32,9 +32,7 @@ def _dbscan(rows: Tensor, eps: float, min_samples: int) -> Tensor:
     found = DBSCAN(eps=eps, min_samples=min_samples).fit(rows.cpu().numpy())
     vector = _largest_cluster(rows, torch.as_tensor(found.labels_, device=rows.device).long())
     if vector is None:  # the published code stops here; the mean is what a single cluster would give
-        warnings.warn(
-            f"DBSCAN(eps={eps}, min_samples={min_samples}) found no cluster; using the mean", stacklevel=3
-        )
+        warnings.warn(f"DBSCAN(eps={eps}, min_samples={min_samples}) found no cluster; using the mean", stacklevel=3)
         return rows.mean(0)
     return vector
 
@@ -61,9 +59,7 @@ def _pca(rows: Tensor) -> Tensor:
     return vector if rows.mean(0) @ vector >= 0 else -vector
 
 
-def representative_vector(
-    rows: Tensor, kind: Representative, *, eps: float = 0.5, min_samples: int = 15
-) -> Tensor:
+def representative_vector(rows: Tensor, kind: Representative, *, eps: float = 0.5, min_samples: int = 15) -> Tensor:
     """Condenses sentence features to one vector.
 
     Args:

@@ -61,9 +61,7 @@ class SDP(Method):
                 rescales both over all test images of a category first, as published: it needs the whole test
                 set and is not defined for one image.
         """
-        super().__init__(
-            backbone=backbone, pretrained=pretrained, image_size=image_size, layers=layers, sigma=sigma
-        )
+        super().__init__(backbone=backbone, pretrained=pretrained, image_size=image_size, layers=layers, sigma=sigma)
         self.representative: Representative = representative
         self.eps, self.min_samples = eps, min_samples
         self.image_fusion = image_fusion
@@ -122,9 +120,7 @@ class SDP(Method):
             local_taps=set(ends.values()) if stages else (),
             need_last=depth in self.layers,
         )
-        ordinary = [
-            tokens.taps[depth] if layer == depth else tokens.attended[layer + 1] for layer in self.layers
-        ]
+        ordinary = [tokens.taps[depth] if layer == depth else tokens.attended[layer + 1] for layer in self.layers]
         if not stages:
             return ordinary, []
         staged = [
@@ -147,15 +143,15 @@ class SDP(Method):
         Returns:
             The map's values per patch (B, n), and the image's text score (B,) in [0, 1].
         """
-        total, cosine = None, text.new_zeros(())
+        values = []
         for tokens in staged:
             features = normalize(self.backbone.image.project(tokens).float())
             cosine = features @ text.float().transpose(1, 2)
             weight = cosine[:, 0].softmax(-1)
             value = cosine[:, 1:, 1] * weight[:, 1:] - cosine[:, 1:, 0] * weight[:, :1]
-            total = value if total is None else total + value
+            values.append(value)
         score = (100 * cosine[:, 0]).softmax(-1)[:, 1]  # of the last layer
-        return total, score
+        return torch.stack(values).sum(0), score
 
     def score(self, images: Tensor, class_names: list[str]) -> Prediction:
         """Scores images; see :meth:`vlad.Method.score`."""

@@ -90,9 +90,8 @@ class Evaluation:
     def _pixel_metric(self, category: Category, device: torch.device) -> RankingMetrics:
         if category not in self._pixels:
             metric = RankingMetrics().to(device)
-            metric.update(
-                torch.empty(0, device=device), torch.empty(0, device=device)
-            )  # a rank may have no image of it
+            nothing = torch.empty(0, device=device)
+            metric.update(nothing, nothing)  # a rank without an image of this category gathers like the others
             self._pixels[category] = metric
         return self._pixels[category]
 
@@ -119,7 +118,7 @@ class Evaluation:
             category = (batch["dataset"][i], batch["category"][i])
             if batch["has_mask"][i]:
                 self._pixel_metric(category, maps.device).update(maps[i], batch["mask"][i])
-            row = {
+            row: dict[str, Any] = {
                 "dataset": category[0],
                 "category": category[1],
                 "key": batch["key"][i],
@@ -142,9 +141,7 @@ class Evaluation:
         """
         import pandas as pd
 
-        rows = sorted(
-            (row for part in gather_objects(self._images) for row in part), key=lambda row: row["index"]
-        )
+        rows = sorted((row for part in gather_objects(self._images) for row in part), key=lambda row: row["index"])
         device = next((metric.device for metric in self._pixels.values()), _sync_device())
         table: list[dict[str, Any]] = []
         undefined: list[dict[str, str]] = []
@@ -169,9 +166,7 @@ class Evaluation:
                 for name in ("auroc", "ap", "f1_max"):
                     line[f"{level}_{name}"] = getattr(result, name)
                 if result.undefined:
-                    reason = result.undefined.replace("no samples", f"no {noun}").replace(
-                        "samples", f"{level}s"
-                    )
+                    reason = result.undefined.replace("no samples", f"no {noun}").replace("samples", f"{level}s")
                     undefined.append(
                         {"dataset": category[0], "category": category[1], "level": level, "reason": reason}
                     )

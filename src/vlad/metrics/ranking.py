@@ -52,10 +52,9 @@ def ranking(scores: Tensor, labels: Tensor) -> Ranking:
     positives = int(labels.sum())
     negatives = labels.numel() - positives
     if positives == 0 or negatives == 0:
-        kind = (
-            "samples" if labels.numel() == 0 else "anomalous samples" if positives == 0 else "normal samples"
-        )
-        return Ranking(*[float("nan")] * 4, undefined=f"no {kind}")
+        kind = "samples" if labels.numel() == 0 else "anomalous samples" if positives == 0 else "normal samples"
+        nan = float("nan")
+        return Ranking(nan, nan, nan, nan, f"no {kind}")
     scores, order = torch.sort(scores, descending=True)
     hits = labels[order].to(torch.int64).cumsum(0)
     last_of_tie = torch.nonzero(scores.diff() != 0).flatten()

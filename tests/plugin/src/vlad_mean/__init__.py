@@ -16,12 +16,8 @@ class MeanCosine(Method):
 
     epochs = 1
 
-    def __init__(
-        self, backbone: str, pretrained: str | None = None, image_size: int = 64, scale: float = 5.0
-    ) -> None:
-        super().__init__(
-            backbone=backbone, pretrained=pretrained, image_size=image_size, sigma=2.0, text=False
-        )
+    def __init__(self, backbone: str, pretrained: str | None = None, image_size: int = 64, scale: float = 5.0) -> None:
+        super().__init__(backbone=backbone, pretrained=pretrained, image_size=image_size, sigma=2.0, text=False)
         self.scale = scale
         self.prototype = nn.Parameter(torch.ones(self.backbone.image.embed_dim))
 
@@ -36,8 +32,6 @@ class MeanCosine(Method):
         return Prediction(raw_map, self.smooth(raw_map), raw_map.amax((1, 2)))
 
     def loss(self, batch):
-        anomalous = upsample(
-            to_grid(self.patches(batch["image"])), batch["image"].shape[-1], align_corners=False
-        )
+        anomalous = upsample(to_grid(self.patches(batch["image"])), batch["image"].shape[-1], align_corners=False)
         anomalous = torch.sigmoid(self.scale * anomalous)
         return {"focal": focal_loss(torch.stack([1 - anomalous, anomalous], dim=1), batch["mask"])}
