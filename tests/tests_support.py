@@ -1,9 +1,57 @@
-"""Little data sets of noise, written by the tests."""
+"""What several tests share: goldens on disk as CLIP folders, and little data sets of noise."""
 
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import load_file
+
+from vlad.clip.backbone import save_local
+
+DATA = Path(__file__).parent / "data"
+GOLDENS: list["Golden"] = []  # for the summary of deviations at the end of a run
+
+
+@dataclass
+class Golden:
+    """One published run: its CLIP as a backbone name, its settings, and its tensors."""
+
+    name: str
+    backbone: str
+    meta: dict
+    out: dict[str, torch.Tensor]
+    method: dict[str, torch.Tensor]
+    deviations: dict[str, float] = field(default_factory=dict)
+
+    def check(self, name: str, value: torch.Tensor, rtol: float = 1e-4) -> None:
+        """Asserts that a value equals a golden within rtol of the golden's largest magnitude."""
+        expected = self.out[name].double()
+        value = value.detach().double().reshape(expected.shape)
+        self.deviations[name] = float((value - expected).abs().max() / expected.abs().max())
+        assert self.deviations[name] <= rtol, f"{name}: {self.deviations[name]:.2e}"
+
+
+def golden(folder: Path, target: Path) -> Golden:
+    """Rebuilds a golden's CLIP (its token embedding is stored sparsely) in a folder that open_clip loads."""
+    meta = json.loads((folder / "meta.json").read_text())
+    state = load_file(folder / "clip.safetensors")
+    ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows")
+    config = meta["cfg"]
+    config["vision_cfg"]["image_size"] = meta["image_size"]  # stored after the position resize
+    words = torch.zeros(config["text_cfg"]["vocab_size"], config["text_cfg"]["width"])
+    words[ids] = rows
+    state["token_embedding.weight"] = words
+    import open_clip
+
+    model = open_clip.CLIP(**config)
+    model.load_state_dict(state)
+    backbone = save_local(model, config, target)
+    outputs, method = load_file(folder / "outputs.safetensors"), load_file(folder / "method.safetensors")
+    GOLDENS.append(Golden(folder.relative_to(DATA).as_posix(), backbone, meta, outputs, method))
+    return GOLDENS[-1]
 
 
 def write_picture(path: Path, size: tuple[int, int] = (40, 36), *, seed: int = 0, mode: str = "RGB") -> None:

@@ -27,6 +27,7 @@ class Batch(TypedDict, total=False):
         key: Name of the image, unique within its data set and category (B strings).
         path: Image file (B strings).
         mask_path: Mask file or "" (B strings).
+        mask_threshold: Largest value in that file that still means normal (B,), int64.
         index: Row in the split's index (B,), int64.
     """
 
@@ -40,6 +41,7 @@ class Batch(TypedDict, total=False):
     key: list[str]
     path: list[str]
     mask_path: list[str]
+    mask_threshold: Tensor
     index: Tensor
 
 

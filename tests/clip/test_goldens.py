@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tests_support import DATA, golden
 
-from conftest import DATA, golden
 from vlad.clip import Backbone, LocalPath, Parity, append_prompts, overwrite_prompts
 from vlad.clip.image import resize_positions
 

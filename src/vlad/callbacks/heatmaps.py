@@ -7,6 +7,7 @@ import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 import numpy as np
@@ -70,6 +71,7 @@ class HeatMaps(Callback):
             row["offset"] = self._file.tell()
             if "label" in batch:
                 row |= {"label": int(batch["label"][i]), "mask_path": batch["mask_path"][i]}
+                row["mask_threshold"] = int(batch["mask_threshold"][i])
                 row["has_mask"] = bool(batch["has_mask"][i])
             self._rows.append(row)
             self._file.write(maps[i].astype(np.float32).tobytes())
@@ -81,18 +83,20 @@ class HeatMaps(Callback):
             return
         low, high = (float(q) for q in np.quantile(np.concatenate(everyone), [0.01, 0.999]))
         target = Path(folder) / "heatmaps"
-        descriptor = self._file.fileno()
+        file, lock = self._file, Lock()
 
         def draw(row: dict[str, Any]) -> None:
-            stored = os.pread(descriptor, 4 * row["side"] ** 2, row["offset"])
+            with lock:
+                file.seek(row["offset"])
+                stored = file.read(4 * row["side"] ** 2)
             values = np.frombuffer(stored, np.float32).reshape(row["side"], row["side"])
             self._draw(row, values, low, high, target / f"{row['name']}.png")
 
-        print(f"drawing {len(self._rows)} heat maps in {target}", flush=True)
-        self._file.flush()
+        if trainer.is_global_zero:
+            print(f"drawing {len(self._rows)} heat maps in {target}", flush=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding, resizing and PNG leave Python's lock
             deque(pool.map(draw, self._rows), maxlen=0)
-        self._file.close()
+        file.close()
         if trainer.is_global_zero:
             write_json(target / "scale.json", {"low": low, "high": high})
         self._reset()
@@ -103,7 +107,7 @@ class HeatMaps(Callback):
         if "label" in row:
             verdict += f", label {['normal', 'anomalous', 'unknown'][row['label']]}"
             if row["mask_path"]:
-                mask = load_mask(row["mask_path"], image.size)
+                mask = load_mask(row["mask_path"], image.size, threshold=row["mask_threshold"])
             elif row["has_mask"]:
                 mask = np.zeros((image.height, image.width), dtype=bool)
         picture = draw_panel(Panel(row["name"], verdict, image, values, mask), low, high, height=self.height)

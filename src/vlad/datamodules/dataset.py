@@ -116,6 +116,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
                 "has_mask": bool(row["has_mask"]),
                 "label": int(row["label"]),
                 "mask_path": row["mask_path"],
+                "mask_threshold": int(row["mask_threshold"]),
             }
         return {"image": self._normalise(image), **sample}
 
