@@ -46,7 +46,8 @@ def main() -> None:
         method._texts["bottle"] = torch.randn(2, backbone.image.embed_dim)
         methods.append(method.eval())
     image = torch.randn(1, 3, options.image_size, options.image_size)
-    sentences = sum(load_prompts("clip_ad").sentences("bottle"), [])
+    normal, abnormal = load_prompts("clip_ad").sentences("bottle")
+    sentences = [*normal, *abnormal]
     ids = backbone.text.tokenize(sentences)
     rows = [
         ("open_clip encode_image, one image", lambda: model.encode_image(image), options.repeats),

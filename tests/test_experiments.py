@@ -35,7 +35,16 @@ def test_experiment(file, data, tiny, monkeypatch):
     assert command.group(2) == f"experiments/{file.relative_to(FOLDER)}"
     assert "Expected" in text
     monkeypatch.chdir(data)
-    small = ["--model.backbone", tiny, "--model.image_size", "64", "--model.layers", "[2,4]", "--trainer.max_epochs", "1"]
+    small = [
+        "--model.backbone",
+        tiny,
+        "--model.image_size",
+        "64",
+        "--model.layers",
+        "[2,4]",
+        "--trainer.max_epochs",
+        "1",
+    ]
     quiet = ["--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
     assert main([command.group(1), "--config", str(file), "--data.root", str(data), *small, *quiet]) == 0
 

@@ -52,7 +52,7 @@ def _build(cls: type[Method], arguments: dict[str, Any]) -> Method:
 
 
 def _restore(path: Path, overrides: dict[str, Any]) -> Method:
-    from vlad.weights import find_checkpoint, read_file
+    from vlad.weights import find_checkpoint, hyperparameters, read_file
 
     if path.is_dir() and not any(path.glob("checkpoints/*.ckpt")):
         return _from_config(path, overrides)
@@ -61,8 +61,7 @@ def _restore(path: Path, overrides: dict[str, Any]) -> Method:
     if "vlad" not in checkpoint:
         raise WeightsError(f"{file} is no vlad checkpoint; load it with vlad.load(METHOD, weights='{file}')")
     cls = get_method(checkpoint["vlad"]["class_path"])
-    saved = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
-    method = _build(cls, {**saved, **overrides})
+    method = _build(cls, {**hyperparameters(checkpoint), **overrides})
     method.on_load_checkpoint(checkpoint)
     method.load_state_dict(checkpoint["state_dict"])
     return method

@@ -15,7 +15,7 @@ from vlad.errors import WeightsError
 if TYPE_CHECKING:
     from vlad.methods.base import Method
 
-__all__ = ["class_path_of", "describe", "find_checkpoint", "read_file", "read_weights"]
+__all__ = ["class_path_of", "describe", "find_checkpoint", "hyperparameters", "read_file", "read_weights"]
 
 
 def class_path_of(cls: type) -> str:
@@ -77,6 +77,11 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors")
     return content
+
+
+def hyperparameters(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the constructor arguments that a checkpoint saved, without Lightning's own entries."""
+    return {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if not key.startswith("_")}
 
 
 def read_weights(path: str | Path, method: Method) -> dict[str, Tensor]:

@@ -116,6 +116,16 @@ def test_unusable_backbone_and_size(fails):
     assert "no multiple of the patch size 16; use 48 or 64" in fails("test", *DATA, "--model.image_size", "60")
 
 
+def test_foreign_checkpoints(fails, tiny):
+    import torch
+
+    torch.save({"linear_layers": {}}, "official.pth")
+    assert "official.pth is no vlad checkpoint" in fails("test", *DATA, "--ckpt_path", "official.pth", model=False)
+    record = {"class_path": "vlad.methods.sdp_plus.SDPPlus"}
+    torch.save({"vlad": record, "state_dict": {}, "pytorch-lightning_version": "2.6.0"}, "other.ckpt")
+    assert "the checkpoint is of vlad.methods.sdp_plus.SDPPlus" in fails("test", *DATA, "--ckpt_path", "other.ckpt")
+
+
 def test_missing_checkpoint(fails):
     assert "weights file none.ckpt does not exist" in fails("test", *DATA, "--ckpt_path", "none.ckpt", model=False)
 

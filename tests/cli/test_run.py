@@ -104,6 +104,19 @@ def test_fit_then_test_from_the_run_folder(run, capsys):
     assert not pd.read_csv(other / "test_metrics.csv").equals(pd.read_csv(tested / "test_metrics.csv"))
 
 
+def test_training_resumes_where_it_stopped(run):
+    data = ["--data.root", ".", "--data.train", "mvtec_ad", "--data.shuffle", "false"]
+    half = run("fit", *data, "--trainer.max_epochs", "1", method="sdp_plus")
+    resumed = run("fit", *data, "--ckpt_path", str(half), "--trainer.max_epochs", "2", method=None)
+    whole = run("fit", *data, "--trainer.max_epochs", "2", method="sdp_plus")
+    a, b = (torch.load(next(f.glob("checkpoints/*.ckpt")), weights_only=True) for f in (resumed, whole))
+    assert a["global_step"] == b["global_step"] == 4
+    for key, value in a["state_dict"].items():
+        torch.testing.assert_close(value, b["state_dict"][key])
+    method = vlad.get_method("sdp_plus").load_from_checkpoint(next(resumed.glob("checkpoints/*.ckpt")))
+    assert torch.equal(method.heads[0].weight, a["state_dict"]["heads.0.weight"])
+
+
 def test_fit_learns(run):
     options = [
         "--data.root",

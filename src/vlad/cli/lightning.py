@@ -18,10 +18,10 @@ from vlad.callbacks.heatmaps import HeatMaps
 from vlad.callbacks.results import Results
 from vlad.cli.names import LOADER, expand_arguments, expand_tree, short_error
 from vlad.datamodules.datamodule import AnomalyDataModule, Source
-from vlad.errors import VladError
+from vlad.errors import VladError, WeightsError
 from vlad.methods.base import Method
 from vlad.registry import get_method, list_methods, resolve
-from vlad.weights import find_checkpoint, read_file
+from vlad.weights import find_checkpoint, hyperparameters, read_file
 
 __all__ = ["VladCLI", "run"]
 
@@ -61,14 +61,15 @@ class VladCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Expands short names, then parses; a checkpoint's method and settings become defaults."""
-        defaults = {
+        VladParser.family = list(self._subcommand_parsers.values())
+        ours = {
+            "fit": {},
             "test": {"verbose": False},
             "validate": {"verbose": False},
             "predict": {"return_predictions": False},
         }
-        VladParser.family = list(self._subcommand_parsers.values())
-        for verb, values in defaults.items():
-            self._subcommand_parsers[verb].set_defaults(values)
+        for verb, values in ours.items():
+            self._subcommand_parsers[verb].set_defaults({"weights_only": True, **values})
         if isinstance(args, dict | Namespace):
             self.config = parser.parse_object(expand_tree(dict(args)))
             return
@@ -128,10 +129,12 @@ def _option(arguments: list[str], name: str) -> str | None:
 def _model_of(checkpoint: str) -> dict[str, Any]:
     """Returns the ``model`` section that a checkpoint's run had: its class and hyper-parameters."""
     content = read_file(checkpoint)
-    saved = {key: value for key, value in content.get("hyper_parameters", {}).items() if not key.startswith("_")}
-    class_path = content.get("vlad", {}).get("class_path") or content.get("hyper_parameters", {}).get("_class_path")
-    get_method(class_path)
-    return {"class_path": class_path, "init_args": saved}
+    if "vlad" not in content:
+        raise WeightsError(
+            f"{checkpoint} is no vlad checkpoint; weights in a method's published format go to model.weights"
+        )
+    get_method(content["vlad"]["class_path"])  # here a missing plug-in is told in full
+    return {"class_path": content["vlad"]["class_path"], "init_args": hyperparameters(content)}
 
 
 def _quiet() -> None:
