@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vlad.files import write_json, write_text
-from vlad.metrics.evaluation import METRICS, EvaluationResult, gather_objects
+from vlad.metrics.evaluation import Evaluation, EvaluationResult, gather_objects
 from vlad.types import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _HEADINGS = {
     "pixel_auroc": "P-AUROC",
     "pixel_ap": "P-AP",
     "pixel_f1_max": "P-F1max",
+    "pixel_aupro": "P-PRO",
 }
 
 
@@ -34,15 +35,17 @@ def _percent(value: float) -> str:
 
 def format_table(result: EvaluationResult) -> str:
     """Returns the metrics as a plain-text table in per cent: a line per category, then their mean."""
-    lines = [["category", "normal", "anomalous", *(_HEADINGS[name] for name in METRICS)]]
+    lines = [["category", "normal", "anomalous", *_HEADINGS.values()]]
     rows: list[dict[str, Any]] = result.categories.to_dict("records")
     several = len({row["dataset"] for row in rows}) > 1
     for row in rows:
         name = (
             f"{row['dataset']}/{row['category']}" if several and row["dataset"] != row["category"] else row["category"]
         )
-        lines.append([name, str(row["normal"]), str(row["anomalous"]), *(_percent(row[metric]) for metric in METRICS)])
-    lines.append(["mean", "", "", *(_percent(result.mean[metric]) for metric in METRICS)])
+        lines.append(
+            [name, str(row["normal"]), str(row["anomalous"]), *(_percent(row[metric]) for metric in _HEADINGS)]
+        )
+    lines.append(["mean", "", "", *(_percent(result.mean[metric]) for metric in _HEADINGS)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
         "  ".join(
@@ -59,8 +62,11 @@ def format_table(result: EvaluationResult) -> str:
 def _plain(result: EvaluationResult) -> dict[str, Any]:
     """Returns the result as JSON values, NaN as null."""
     categories = json.loads(result.categories.to_json(orient="records", double_precision=15))
-    mean = {name: None if math.isnan(value) else value for name, value in result.mean.items()}
-    return {"mean": mean, "categories": categories, "undefined": result.undefined}
+    mean, pooled = (
+        {name: None if math.isnan(value) else value for name, value in values.items()}
+        for values in (result.mean, result.pooled)
+    )
+    return {"mean": mean, "pooled": pooled, "categories": categories, "undefined": result.undefined}
 
 
 class Results(Callback):
@@ -70,8 +76,26 @@ class Results(Callback):
     ``predictions.csv``.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        mode: Literal["streaming", "exact"] | None = None,
+        pro_limit: float = 0.3,
+        protocol: str = "mvtec",
+    ) -> None:
+        """Chooses how pixels are counted.
+
+        Args:
+            mode: ``streaming`` (bounded memory, within 1e-4) or ``exact`` (keeps every score); by default what
+                the protocol needs, streaming if either will do.
+            pro_limit: False-positive rate up to which AUPRO integrates.
+            protocol: Whose evaluation is reproduced: mvtec, adaclip, anomalyclip or april_gan.
+        """
+        self._evaluation = Evaluation(mode, pro_limit, protocol)  # wrong settings are told before a run
         self._rows: list[dict[str, Any]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the method its evaluation."""
+        pl_module.evaluation = self._evaluation  # type: ignore[assignment]
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str, *, show: bool) -> None:
         folder = trainer.log_dir  # a collective call: on every rank

@@ -55,8 +55,9 @@ class VladCLI(LightningCLI):
     """LightningCLI for vlad: registered names, one data module, run folders, checkpoints as defaults."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the heat maps' options and passes the seed on to the data."""
+        """Adds the options of heat maps and metrics, and passes the seed on to the data."""
         parser.add_lightning_class_args(HeatMaps, "heatmaps")
+        parser.add_lightning_class_args(Results, "metrics")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=lambda seed: seed if type(seed) is int else 0)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -171,7 +172,6 @@ def run(arguments: list[str] | None = None) -> int:
         seed_everything_default=0,
         parser_class=VladParser,
         parser_kwargs={"parser_mode": LOADER},
-        trainer_defaults={"callbacks": [Results()]},
         args=arguments,
     )
     return 0

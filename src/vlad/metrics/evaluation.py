@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from vlad.errors import DataError
-from vlad.metrics.ranking import RankingMetrics, ranking
+from vlad.metrics.curves import PixelResult
+from vlad.metrics.pixel import PixelMetrics
+from vlad.metrics.protocols import get_protocol
+from vlad.metrics.ranking import Ranking, ranking
+from vlad.metrics.regions import RegionCache
 from vlad.types import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -23,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["METRICS", "Evaluation", "EvaluationResult", "gather_objects", "own_samples"]
 
-METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max")
+IMAGE = ("auroc", "ap", "f1_max")
+PIXEL = ("auroc", "ap", "f1_max", "aupro", "iou_max", "aupimo")
+METRICS = (*(f"image_{name}" for name in IMAGE), *(f"pixel_{name}" for name in PIXEL))
 """Columns of the metrics table, in order."""
 
 Category = tuple[str, str]  # data set, category
@@ -38,12 +44,14 @@ class EvaluationResult:
             :data:`METRICS`, in [0, 1] or NaN.
         images: One row per image: ``dataset``, ``category``, ``key``, ``path``, ``label``, ``image_score``.
         mean: Unweighted mean over the categories in which a metric is defined, per metric.
+        pooled: The metrics of all categories' images and pixels together.
         undefined: Why a metric is NaN: data set, category, metric, reason.
     """
 
     categories: pd.DataFrame
     images: pd.DataFrame
     mean: dict[str, float]
+    pooled: dict[str, float]
     undefined: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -67,6 +75,15 @@ def own_samples(batch: Batch, rank: int, world_size: int) -> list[int]:
     return [i for i, row in enumerate(batch["index"].tolist()) if row % world_size == rank]
 
 
+_KINDS = ("normal", "anomalous")
+
+
+def _columns(image: Ranking, pixel: PixelResult) -> dict[str, float]:
+    """Returns the values of a line of the table, by column."""
+    values = {f"image_{name}": getattr(image, name) for name in IMAGE}
+    return values | {f"pixel_{name}": getattr(pixel, name) for name in PIXEL}
+
+
 def _sync_device() -> torch.device:
     """Returns the device that the process group can gather from."""
     initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -78,8 +95,25 @@ def _sync_device() -> torch.device:
 class Evaluation:
     """Collects predictions batch by batch; computes the table at the end, over all ranks."""
 
-    def __init__(self) -> None:
-        self._pixels: dict[Category, RankingMetrics] = {}
+    def __init__(
+        self,
+        mode: Literal["streaming", "exact"] | None = None,
+        pro_limit: float = 0.3,
+        protocol: str = "mvtec",
+    ) -> None:
+        """Chooses how pixels are counted.
+
+        Args:
+            mode: As for :class:`vlad.metrics.PixelMetrics`; by default streaming, unless the protocol needs exact.
+            pro_limit: FPR up to which AUPRO integrates.
+            protocol: Whose evaluation is reproduced; see :mod:`vlad.metrics.protocols`.
+        """
+        self.protocol = get_protocol(protocol)
+        self.mode: Literal["streaming", "exact"] = mode or ("exact" if self.protocol.pro == "steps" else "streaming")
+        self.pro_limit = pro_limit
+        PixelMetrics(self.mode, pro_limit, protocol=protocol)  # refuses what does not go together
+        self._regions = RegionCache()
+        self._pixels: dict[Category, PixelMetrics] = {}
         self._images: list[dict[str, Any]] = []
         self.result: EvaluationResult | None = None
 
@@ -87,12 +121,12 @@ class Evaluation:
         """Forgets everything added."""
         self._pixels, self._images, self.result = {}, [], None
 
-    def _pixel_metric(self, category: Category, device: torch.device) -> RankingMetrics:
+    def _pixel_metric(self, category: Category, device: torch.device) -> PixelMetrics:
         if category not in self._pixels:
-            metric = RankingMetrics().to(device)
-            nothing = torch.empty(0, device=device)
+            metric = PixelMetrics(self.mode, self.pro_limit, protocol=self.protocol.name, cache=self._regions)
+            nothing = torch.empty(0, 0)
             metric.update(nothing, nothing)  # a rank without an image of this category gathers like the others
-            self._pixels[category] = metric
+            self._pixels[category] = metric.to(device)
         return self._pixels[category]
 
     def update(self, batch: Batch, prediction: Prediction, *, rank: int = 0, world_size: int = 1) -> None:
@@ -117,7 +151,7 @@ class Evaluation:
         for i in own_samples(batch, rank, world_size):
             category = (batch["dataset"][i], batch["category"][i])
             if batch["has_mask"][i]:
-                self._pixel_metric(category, maps.device).update(maps[i], batch["mask"][i])
+                self._pixel_metric(category, maps.device).update(maps[i], batch["mask"][i], [batch["mask_path"][i]])
             row: dict[str, Any] = {
                 "dataset": category[0],
                 "category": category[1],
@@ -151,30 +185,35 @@ class Evaluation:
                 fused = fuse(torch.tensor([row["terms"] for row in chosen]))
                 for row, score in zip(chosen, fused.tolist() if fused is not None else [], strict=False):
                     row["image_score"] = score
-            labelled = [row for row in chosen if row["label"] >= 0]
-            image = ranking(
-                torch.tensor([row["image_score"] for row in labelled]),
-                torch.tensor([row["label"] for row in labelled]),
-            )
-            pixel = self._pixel_metric(category, device).compute()
             line: dict[str, Any] = {"dataset": category[0], "category": category[1]}
-            line |= {
-                "normal": sum(row["label"] == 0 for row in chosen),
-                "anomalous": sum(row["label"] == 1 for row in chosen),
-            }
-            for level, result, noun in (("image", image, "labelled images"), ("pixel", pixel, "masks")):
-                for name in ("auroc", "ap", "f1_max"):
-                    line[f"{level}_{name}"] = getattr(result, name)
-                if result.undefined:
-                    reason = result.undefined.replace("no samples", f"no {noun}").replace("samples", f"{level}s")
+            line |= {kind: sum(row["label"] == label for row in chosen) for label, kind in enumerate(_KINDS)}
+            image, pixel = self._image_ranking(chosen), self._pixel_metric(category, device).compute()
+            line |= _columns(image, pixel)
+            line |= {"image_f1_threshold": image.f1_threshold, "pixel_f1_threshold": pixel.f1_threshold}
+            for level, reason in (("image", image.undefined), ("pixel", pixel.undefined)):
+                if reason:
+                    whole = {"image": "no labelled images", "pixel": "no masks"}[level]
+                    reason = reason.replace("no samples", whole).replace("samples", f"{level}s")
                     undefined.append(
                         {"dataset": category[0], "category": category[1], "level": level, "reason": reason}
                     )
             table.append(line)
+        pooled: dict[str, float] = {}
+        if table:
+            pixels = PixelMetrics.pooled(list(self._pixels.values())).compute()
+            pooled = _columns(self._image_ranking(rows), pixels)
         images = pd.DataFrame(rows).drop(columns=["terms", "index"], errors="ignore")
         mean = {}
         for name in METRICS:
             defined = [line[name] for line in table if not math.isnan(line[name])]
             mean[name] = sum(defined) / len(defined) if defined else float("nan")
-        self.result = EvaluationResult(pd.DataFrame(table), images, mean, undefined)
+        self.result = EvaluationResult(pd.DataFrame(table), images, mean, pooled, undefined)
         return self.result
+
+    def _image_ranking(self, rows: list[dict[str, Any]]) -> Ranking:
+        labelled = [row for row in rows if row["label"] >= 0]
+        scores, labels = ([row[name] for row in labelled] for name in ("image_score", "label"))
+        result = ranking(torch.tensor(scores), torch.tensor(labels))
+        if result.undefined and labelled and self.protocol.undefined == 0:
+            return result._replace(auroc=0.0, ap=0.0, f1_max=0.0)
+        return result

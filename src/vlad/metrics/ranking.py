@@ -1,4 +1,4 @@
-"""Metrics of a ranking: AUROC, average precision and F1-max, exact, from one sort.
+"""Metrics of a ranking, such as of image scores: AUROC, average precision and F1-max, exact.
 
 Definitions are scikit-learn's; scores are taken as they are: any range, no sigmoid, no clipping.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+from vlad.metrics.curves import auroc, average_precision, f1_max, sorted_groups
 
 __all__ = ["Ranking", "RankingMetrics", "ranking"]
 
@@ -48,33 +51,13 @@ def ranking(scores: Tensor, labels: Tensor) -> Ranking:
         >>> result.auroc, round(result.ap, 4)
         (0.75, 0.8333)
     """
-    scores, labels = scores.flatten().float(), labels.flatten().bool()
-    positives = int(labels.sum())
-    negatives = labels.numel() - positives
-    if positives == 0 or negatives == 0:
-        kind = "samples" if labels.numel() == 0 else "anomalous samples" if positives == 0 else "normal samples"
+    values = scores.detach().flatten().float().cpu().numpy()
+    anomalous = labels.detach().flatten().cpu().numpy() != 0
+    groups = sorted_groups(np.sort(values[~anomalous]), values[:0], values[anomalous])
+    if groups.undefined:
         nan = float("nan")
-        return Ranking(nan, nan, nan, nan, f"no {kind}")
-    scores, order = torch.sort(scores, descending=True)
-    hits = labels[order].to(torch.int64).cumsum(0)
-    last_of_tie = torch.nonzero(scores.diff() != 0).flatten()
-    last_of_tie = torch.cat([last_of_tie, last_of_tie.new_tensor([len(scores) - 1])])
-    true_positives = hits[last_of_tie].double()
-    flagged = (last_of_tie + 1).double()
-    false_positives = flagged - true_positives
-    precision = true_positives / flagged
-    recall_steps = torch.diff(true_positives, prepend=true_positives.new_zeros(1)) / positives
-    false_steps = torch.diff(false_positives, prepend=false_positives.new_zeros(1)) / negatives
-    recall = true_positives / positives
-    auroc = (false_steps * (recall - recall_steps / 2)).sum()
-    f1 = 2 * true_positives / (flagged + positives)
-    best = int(f1.argmax())
-    return Ranking(
-        float(auroc),
-        float((recall_steps * precision).sum()),
-        float(f1[best]),
-        float(scores[last_of_tie[best]]),
-    )
+        return Ranking(nan, nan, nan, nan, groups.undefined)
+    return Ranking(auroc(groups), average_precision(groups), *f1_max(groups))
 
 
 class RankingMetrics(Metric):
