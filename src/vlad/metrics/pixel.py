@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ class PixelMetrics(Metric):
         for name in _LISTS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
         if mode == "streaming":
-            self.add_state("histogram", default=Histogram.empty(), dist_reduce_fx=merge)
+            self.add_state("histogram", default=torch.empty(0, dtype=torch.int64), dist_reduce_fx=merge)
 
     def update(self, maps: Tensor, masks: Tensor, names: Sequence[str] | None = None) -> None:
         """Adds anomaly maps.
@@ -121,7 +121,7 @@ class PixelMetrics(Metric):
         if count:
             self.regions += count
             self.images += 1
-        if self.mode == "streaming" and Histogram(self.histogram).used:
+        if self._streams():
             self._stream(scores, inside, areas)
             return
         if not bool(torch.isfinite(scores.sum(dtype=torch.float64))):
@@ -152,12 +152,18 @@ class PixelMetrics(Metric):
         histogram.rows[_REGION].index_add_(0, bins, _UNIT // areas)
         histogram.rows[_IMAGE].index_add_(0, bins, _UNIT // image_areas)
 
+    def _streams(self) -> bool:
+        """Returns whether scores are counted in the histogram by now."""
+        return self.mode == "streaming" and self.histogram.numel() > 0 and Histogram(self.histogram).used
+
     def _kept(self) -> int:
         """Returns how many scores are kept as they are."""
         return sum(part.numel() for name in _LISTS[:3] for part in _parts(getattr(self, name)))
 
     def _spill(self) -> None:
-        """Moves the scores kept so far into the histogram."""
+        """Moves the scores kept so far into the histogram, which is made when it is first needed."""
+        if not self.histogram.numel():
+            self.histogram = Histogram.empty().to(self.device)
         histogram = Histogram(self.histogram)
         for name, row in (("clean", _CLEAN), ("beside", _BESIDE)):
             for part in _parts(getattr(self, name)):
@@ -170,6 +176,12 @@ class PixelMetrics(Metric):
         for name in _LISTS:
             setattr(self, name, [])
 
+    def sync(self, *arguments: Any, **options: Any) -> None:
+        """Gathers the states of all ranks; every rank takes part with a histogram, be it empty."""
+        if self.mode == "streaming" and not self.histogram.numel():
+            self.histogram = Histogram.empty().to(self.device)
+        super().sync(*arguments, **options)
+
     @classmethod
     def pooled(cls, metrics: Sequence[PixelMetrics]) -> PixelMetrics:
         """Returns the metric of several categories' pixels together, set up as the first of them."""
@@ -179,7 +191,8 @@ class PixelMetrics(Metric):
             total.regions += one.regions
             total.images += one.images
         if first.mode == "streaming":
-            total.histogram = merge(torch.stack([one.histogram for one in metrics]))
+            made = [one.histogram for one in metrics if one.histogram.numel()]
+            total.histogram = merge(torch.stack(made)) if made else total.histogram
         for name in _LISTS:
             setattr(total, name, [part for one in metrics for part in _parts(getattr(one, name))])
         total._update_count = sum(one._update_count for one in metrics)
@@ -187,7 +200,7 @@ class PixelMetrics(Metric):
 
     def compute(self) -> PixelResult:
         """Returns all metrics over everything added, on all ranks."""
-        streamed = self.mode == "streaming" and (Histogram(self.histogram).used or self._kept() > KEPT)
+        streamed = self._streams() or (self.mode == "streaming" and self._kept() > KEPT)
         if streamed:
             self._spill()  # what other ranks had kept, and now is too much together
         groups = self._streamed() if streamed else self._sorted()
