@@ -117,23 +117,7 @@ class HeatMaps(Callback):
         """Starts a fresh run."""
         self._start()
 
-    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts a fresh run."""
-        self._start()
-
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps a batch's maps."""
-        self._add(trainer, batch, outputs)
-
-    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -149,6 +133,6 @@ class HeatMaps(Callback):
         """Draws the panels."""
         self._finish(trainer)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the panels."""
-        self._finish(trainer)
+    on_predict_epoch_start = on_test_epoch_start
+    on_predict_batch_end = on_test_batch_end
+    on_predict_end = on_test_end
