@@ -98,8 +98,9 @@ class Backbone(nn.Module):
         """Loads a CLIP through open_clip.
 
         Args:
-            name: An open_clip model name (``ViT-B-16-plus-240``), ``hf-hub:org/repo``, or
-                ``local-dir:folder`` with ``open_clip_config.json`` and the weights beside it.
+            name: An open_clip model name (``ViT-B-16-plus-240``), ``hf-hub:org/repo``,
+                ``local-dir:folder`` with ``open_clip_config.json`` and the weights beside it, or ``vlad-tiny``,
+                the small CLIP that comes with vlad (96 px; for trials and tests, not for real pictures).
             pretrained: open_clip weights tag (``laion400m_e31``) or file, for plain names; None gives random
                 weights.
             parity: How the model is driven; defaults to open_clip's own way.
@@ -111,10 +112,13 @@ class Backbone(nn.Module):
         parity = parity or Parity()
         import open_clip
 
+        asked_for = name
+        if name == "vlad-tiny":
+            name = f"local-dir:{_TINY}"
         schema = name.startswith(("hf-hub:", "local-dir:"))
         if not schema and name not in open_clip.list_models():
             raise BackboneError(
-                f"no CLIP is named '{name}'; {nearest(name, open_clip.list_models())} "
+                f"no CLIP is named '{name}'; {nearest(name, ['vlad-tiny', *open_clip.list_models()])} "
                 "(also hf-hub:org/repo or local-dir:folder)"
             )
         if not schema and pretrained and not Path(pretrained).is_file():
@@ -149,9 +153,11 @@ class Backbone(nn.Module):
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-        return cls(model, tokenizer, parity=parity, name=name, pretrained=None if schema else pretrained, text=text)
+        kept = None if schema else pretrained
+        return cls(model, tokenizer, parity=parity, name=asked_for, pretrained=kept, text=text)
 
 
+_TINY = Path(__file__).parent / "vlad_tiny"
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 

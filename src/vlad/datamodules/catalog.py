@@ -57,6 +57,7 @@ class Record:
         citation: Paper.
         mask_threshold: A mask pixel above this value is anomalous.
         expected: Official counts, split → ``normal``/``anomalous``.
+        rendered: Whether vlad makes the pictures itself, into its cache, where no root is given.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Record:
     citation: str = ""
     mask_threshold: int = 0
     expected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    rendered: bool = False
 
     def find_root(self, data_root: Path) -> Path:
         """Returns the set's folder below a common data root: the first usual name that exists, or the root itself."""

@@ -14,11 +14,12 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from vlad.datamodules.augment import build_augment
-from vlad.datamodules.catalog import get_record, list_datasets
+from vlad.datamodules.catalog import Record, get_record, list_datasets
 from vlad.datamodules.custom import index_folder, index_pictures, index_table
 from vlad.datamodules.dataset import AnomalyDataset, collate
 from vlad.datamodules.index import index_record
 from vlad.errors import DataError, nearest
+from vlad.synthetic.benchmark import render_dataset
 from vlad.types import Preprocess
 
 if TYPE_CHECKING:
@@ -200,14 +201,23 @@ class AnomalyDataModule(LightningDataModule):
                 return index_folder(Path(root), class_name=self.class_name)
             return index_table(Path(root), class_name=self.class_name)
         record = get_record(source.name)
-        if root is None:
+        place = self._place(record, source)
+        natural = dict(record.categories) if self.texts == "natural" else {}
+        return index_record(record, place, class_names={**natural, **source.class_names})
+
+    def _place(self, record: Record, source: Source) -> Path:
+        """Returns the folder of a data set: its own root, a usual name below the common one, or what is rendered."""
+        if source.root:
+            return Path(source.root)
+        place = record.find_root(Path(self.root)) if self.root else None
+        if record.rendered and (place is None or place == Path(str(self.root))):
+            return render_dataset(record.name)
+        if place is None:
             raise DataError(
                 f"where is {record.title}? Give data.root (or set VLAD_DATA): the folder that holds "
                 f"{' or '.join(record.folders[:2])}; {record.steps} ({record.url})"
             )
-        place = Path(source.root) if source.root else record.find_root(Path(root))
-        natural = dict(record.categories) if self.texts == "natural" else {}
-        return index_record(record, place, class_names={**natural, **source.class_names})
+        return place
 
     def _select(self, frame: pd.DataFrame, source: Source, part: str) -> pd.DataFrame:
         """Keeps the split and categories asked for; refuses an empty choice."""

@@ -23,7 +23,7 @@ _UNIT = 1 << 44  # a region (or an image) is worth this much, shared evenly by i
 KEPT = 1 << 20
 """Scores that the streaming mode keeps as they are; a category with no more than these is computed exactly."""
 
-_LISTS = ("clean", "beside", "anomalous", "areas", "image_areas")
+_LISTS = ("clean", "mixed", "anomalous", "areas", "image_areas")
 _CLEAN, _BESIDE, _ANOMALOUS, _REGION, _IMAGE = range(5)
 
 
@@ -52,7 +52,7 @@ class PixelMetrics(Metric):
     regions: Tensor
     images: Tensor
     clean: list[Tensor]
-    beside: list[Tensor]
+    mixed: list[Tensor]
     anomalous: list[Tensor]
     areas: list[Tensor]
     image_areas: list[Tensor]
@@ -117,17 +117,13 @@ class PixelMetrics(Metric):
     def _add(self, scores: Tensor, mask: Tensor, name: str) -> None:
         if scores.numel() == 0:
             return
+        if not bool(torch.isfinite(scores.sum())) and not bool(torch.isfinite(scores).all()):
+            raise ValueError("scores hold NaN or infinity")
         inside, areas, count = self.cache.find(mask, name)
         if count:
             self.regions += count
             self.images += 1
-        if self._streams():
-            self._stream(scores, inside, areas)
-            return
-        if not bool(torch.isfinite(scores.sum(dtype=torch.float64))):
-            raise ValueError("scores hold NaN or infinity")
-        if count:
-            self.beside.append(scores[mask.flatten() == 0])
+            self.mixed.append(scores.clone())
             self.anomalous.append(scores[inside])
             self.areas.append(areas.float())  # float like the rest: a rank without any gathers empty floats
             self.image_areas.append(torch.full_like(scores[inside], inside.numel()))
@@ -136,43 +132,33 @@ class PixelMetrics(Metric):
         if self.mode == "streaming" and self._kept() > KEPT:
             self._spill()
 
-    def _stream(self, scores: Tensor, inside: Tensor, areas: Tensor) -> None:
-        """Counts one map's scores."""
-        histogram = Histogram(self.histogram)
-        bins = histogram.bins(scores)
-        histogram.count(bins, _BESIDE if inside.numel() else _CLEAN)
-        if inside.numel():
-            bins = bins[inside].long()
-            histogram.rows[_BESIDE].index_add_(0, bins, torch.full_like(bins, -1))
-            self._count_anomalous(histogram, bins, areas, torch.full_like(areas, inside.numel()))
-
-    @staticmethod
-    def _count_anomalous(histogram: Histogram, bins: Tensor, areas: Tensor, image_areas: Tensor) -> None:
-        histogram.rows[_ANOMALOUS].index_add_(0, bins, torch.ones_like(bins))
-        histogram.rows[_REGION].index_add_(0, bins, _UNIT // areas)
-        histogram.rows[_IMAGE].index_add_(0, bins, _UNIT // image_areas)
-
     def _streams(self) -> bool:
         """Returns whether scores are counted in the histogram by now."""
         return self.mode == "streaming" and self.histogram.numel() > 0 and Histogram(self.histogram).used
 
     def _kept(self) -> int:
         """Returns how many scores are kept as they are."""
-        return sum(part.numel() for name in _LISTS[:3] for part in _parts(getattr(self, name)))
+        return sum(part.numel() for name in ("clean", "mixed") for part in _parts(getattr(self, name)))
 
     def _spill(self) -> None:
         """Moves the scores kept so far into the histogram, which is made when it is first needed."""
         if not self.histogram.numel():
             self.histogram = Histogram.empty().to(self.device)
         histogram = Histogram(self.histogram)
-        for name, row in (("clean", _CLEAN), ("beside", _BESIDE)):
-            for part in _parts(getattr(self, name)):
-                if part.numel():
-                    histogram.count(histogram.bins(part), row)
-        for part, areas, image_areas in zip(*(_parts(getattr(self, name)) for name in _LISTS[2:]), strict=True):
-            if part.numel():
-                bins = histogram.bins(part).long()
-                self._count_anomalous(histogram, bins, areas.long(), image_areas.long())
+        clean, mixed, anomalous, areas, image_areas = (_joined(getattr(self, name), self.device) for name in _LISTS)
+        for scores, row in ((clean, _CLEAN), (mixed, _BESIDE)):
+            if scores.numel():
+                histogram.count(histogram.bins(scores), row)
+        if anomalous.numel():
+            bins = histogram.bins(anomalous).long()
+            one = torch.ones_like(bins)
+            for row, worth in (
+                (_BESIDE, -one),
+                (_ANOMALOUS, one),
+                (_REGION, _UNIT // areas.long()),
+                (_IMAGE, _UNIT // image_areas.long()),
+            ):
+                histogram.rows[row].index_add_(0, bins, worth)
         for name in _LISTS:
             setattr(self, name, [])
 
@@ -241,11 +227,11 @@ class PixelMetrics(Metric):
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
         """Returns sorted scores of normal images, sorted normal scores beside defects, anomalous scores and areas."""
-        clean, beside, anomalous, areas, image_areas = (
-            dim_zero_cat(state).cpu().numpy() if len(state) else np.empty(0, np.float32)
-            for state in (getattr(self, name) for name in _LISTS)
+        clean, mixed, anomalous, areas, image_areas = (
+            _joined(getattr(self, name), self.device).cpu().numpy() for name in _LISTS
         )
-        return np.sort(clean), np.sort(beside), anomalous, areas.astype(np.int64), image_areas.astype(np.int64)
+        beside = _without(np.sort(mixed), np.sort(anomalous))
+        return np.sort(clean), beside, anomalous, areas.astype(np.int64), image_areas.astype(np.int64)
 
     def _sorted(self) -> TieGroups:
         clean, beside, anomalous, areas, image_areas = self._arrays()
@@ -261,6 +247,18 @@ class PixelMetrics(Metric):
 def _parts(state: list[Tensor] | Tensor) -> list[Tensor]:
     """Returns a list state's parts; after a sync over ranks it is one tensor."""
     return [state] if isinstance(state, Tensor) else state
+
+
+def _joined(state: list[Tensor] | Tensor, device: torch.device) -> Tensor:
+    """Returns a list state as one tensor."""
+    parts = _parts(state)
+    return dim_zero_cat(parts) if parts else torch.empty(0, device=device)
+
+
+def _without(values: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    """Returns sorted values without the removed ones, which are among them and sorted too."""
+    among_equals = np.arange(len(removed)) - np.searchsorted(removed, removed)
+    return np.delete(values, np.searchsorted(values, removed) + among_equals)
 
 
 class _BinScores:

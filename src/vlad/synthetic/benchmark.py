@@ -1,0 +1,134 @@
+"""The procedural benchmark as two data sets: which pictures there are, and their files in MVTec AD's layout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlad.synthetic.defects import DEFECTS, LESIONS
+from vlad.synthetic.parts import SHAPES, TEXTURES
+from vlad.synthetic.scene import Look, render
+from vlad.synthetic.tissue import TISSUES
+
+__all__ = ["AUXILIARY", "SIZE", "TEST", "UNSEEN_DEFECT", "VERSION", "auxiliary_looks", "render_dataset"]
+
+VERSION = 1
+"""Changes whenever a picture does: figures of different versions are not comparable."""
+
+SIZE = 128
+"""Side of the pictures in pixels."""
+
+UNSEEN_DEFECT = "thread"
+"""The defect that no auxiliary picture shows."""
+
+
+def _parts(*looks: str) -> dict[str, Look]:
+    """Categories from words such as "teal striped gear"."""
+    split = (look.split() for look in looks)
+    return {f"{texture}_{shape}": Look(shape, texture, color) for color, texture, shape in split}
+
+
+TEST: dict[str, Look] = _parts(
+    "teal striped gear",
+    "blue woven ring",
+    "white speckled pill",
+    "orange grained bar",
+    "green dotted plate",
+    "grey brushed nut",
+    "purple checked star",
+    "red ribbed bracket",
+    "yellow marbled crescent",
+    "brown woven surface",
+) | {"mucosa": Look("mucosa"), "thorax": Look("thorax")}
+"""Test categories. Their pairs of shape and texture, and their tissues, are in no auxiliary picture."""
+
+AUXILIARY: dict[str, Look] = _parts(
+    "grey striped disc",
+    "white woven bar",
+    "red speckled gear",
+    "blue grained plate",
+    "yellow dotted ring",
+    "brown brushed cross",
+    "green checked pill",
+    "orange ribbed nut",
+    "teal marbled surface",
+    "purple plain star",
+    "red striped triangle",
+    "orange woven disc",
+    "grey speckled surface",
+    "brown grained bracket",
+    "teal dotted crescent",
+    "blue plain gear",
+) | {name: Look(name) for name in ("head_scan", "skin", "ultrasound", "retina")}
+"""Auxiliary categories."""
+
+
+def auxiliary_looks() -> list[Look]:
+    """Returns every pair of shape and texture, without a colour, that is in no test category."""
+    held_out = {(look.shape, look.texture) for look in TEST.values()}
+    pairs = [Look(shape, texture) for shape in SHAPES for texture in TEXTURES]
+    return [look for look in pairs if (look.shape, look.texture) not in held_out]
+
+
+def _pictures(name: str) -> Iterator[tuple[str, str, str, int, Look]]:
+    """Yields category, split, species, number and look of every picture of a data set."""
+    auxiliary = name == "synthetic_aux"
+    for category, look in (AUXILIARY if auxiliary else TEST).items():
+        kinds = list(LESIONS if look.shape in TISSUES else DEFECTS)
+        if auxiliary:
+            kinds = [kind for kind in kinds if kind != UNSEEN_DEFECT]
+        counts = {("train", "good"): 32, ("test", "good"): 24}
+        counts |= {("test", kind): 8 if look.shape in TISSUES else 3 if auxiliary else 2 for kind in kinds}
+        for (split, species), count in counts.items():
+            for number in range(count):
+                yield category, split, species, number, look
+
+
+def render_dataset(name: str, cache: Path | None = None) -> Path:
+    """Returns the folder of a rendered data set, rendering it first where that has not been done.
+
+    Args:
+        name: ``"synthetic"`` (test categories) or ``"synthetic_aux"`` (auxiliary ones).
+        cache: Folder for rendered data sets; by default ``VLAD_CACHE``, or ``~/.cache/vlad``.
+
+    Returns:
+        A folder in MVTec AD's layout; it appears whole or not at all.
+    """
+    cache = cache or Path(os.environ.get("VLAD_CACHE") or Path.home() / ".cache" / "vlad")
+    target = cache / f"{name}-v{VERSION}"
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    pictures = list(_pictures(name))
+    print(f"rendering {len(pictures)} pictures into {target} (once, some seconds)", file=sys.stderr, flush=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+    try:
+        _write(name, pictures, partial)
+        partial.chmod(0o755)
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process was first
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _write(name: str, pictures: list[tuple[str, str, str, int, Look]], folder: Path) -> None:
+    from PIL import Image
+
+    for category, split, species, number, look in pictures:
+        seed = zlib.crc32(f"{name}/{category}/{split}/{species}".encode())
+        picture = render(look, "" if species == "good" else species, seed=(VERSION, seed, number), size=SIZE)
+        place = folder / category / split / species
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.image).save(place / f"{number:03}.png", compress_level=1)
+        if species != "good":
+            place = folder / category / "ground_truth" / species
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.mask).save(place / f"{number:03}_mask.png")
