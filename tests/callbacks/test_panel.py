@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from vlad.callbacks.panel import Panel, colorize, draw_panel
+from vlad.callbacks.panel import Panel, colorize, draw_panel, draw_sheet
 
 
 def panel(values, **more):
@@ -48,3 +48,12 @@ def test_without_a_mask_there_are_three_tiles():
 def test_long_titles_are_shortened():
     long = Panel("x" * 400, "v", Image.new("RGB", (40, 40)), np.zeros((4, 4)))
     assert draw_panel(long, 0, 1, height=50).width < 500
+
+
+def test_sheet_puts_panels_in_rows_and_shrinks_them():
+    red, blue = Image.new("RGB", (1280, 400), "red"), Image.new("RGB", (300, 100), "blue")
+    sheet = draw_sheet([red, blue, red])
+    assert sheet.size == (1280, 400)
+    assert sheet.getpixel((5, 5)) == sheet.getpixel((5, 205)) == (255, 0, 0)
+    assert sheet.getpixel((645, 5)) == (0, 0, 255)
+    assert sheet.getpixel((1000, 5)) == (255, 255, 255)

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from vlad.errors import VladError
 from vlad.metrics import PixelMetrics
-from vlad.metrics.histogram import BINS, Histogram, merge, score_of
+from vlad.metrics.histogram import _bits, _bits_on_cpu, BINS, Histogram, merge, score_of
 from vlad.metrics.pixel import KEPT
 from vlad.metrics.regions import RegionCache, find_regions
 
@@ -289,6 +289,23 @@ def test_bins_keep_the_order_of_any_floats_and_equal_floats_together(values):
     places = place[bins].tolist()
     low = [score_of(int(cells[p >> fineness]), int(order[p]) & ((1 << fineness) - 1), fineness) for p in places]
     assert (torch.tensor(low, dtype=torch.float64) <= scores.double() + 2.0**-101).all()
+
+
+@pytest.mark.parametrize("kind", ["unit", "signed", "tiny", "large", "zeros"])
+def test_bits_are_the_same_with_torch_and_with_numpy(kind):
+    rng = torch.Generator().manual_seed(0)
+    scores = {
+        "unit": torch.rand(5000, generator=rng),
+        "signed": torch.randn(5000, generator=rng),
+        "tiny": torch.randn(5000, generator=rng) * 1e-31,
+        "large": torch.randn(5000, generator=rng) * 1e30,
+        "zeros": torch.tensor([0.0, -0.0, 1.0, 0.5, -1.0, 2.0]),
+    }[kind]
+    room = np.empty((2, len(scores)), np.int32)
+    expected = _bits(scores.clone())
+    assert np.array_equal(expected.numpy(), _bits_on_cpu(scores.numpy(), *room))
+    for part in (scores.clamp(min=0), scores.clamp(max=0.5), scores.clamp(0, 1)):
+        assert np.array_equal(_bits(part.clone()).numpy(), _bits_on_cpu(part.numpy(), *room))
 
 
 def test_bins_of_one_call_agree_when_later_scores_make_them_coarser():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -13,18 +14,42 @@ from typing import IO, Any
 import numpy as np
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
 
-from vlad.callbacks.panel import Panel, draw_panel
+from vlad.callbacks.panel import Panel, draw_panel, draw_sheet
 from vlad.datamodules.dataset import load_image, load_mask
 from vlad.files import write_json, write_whole
 from vlad.metrics.evaluation import gather_objects, own_samples
 from vlad.types import Batch, Prediction
 
-__all__ = ["HeatMaps"]
+__all__ = ["HeatMaps", "choose_for_sheet"]
+
+
+def choose_for_sheet(
+    drawn: Sequence[tuple[tuple[str, str], str, int, float]], limit: int = 24
+) -> list[str]:
+    """Chooses what stands for a run, without picking cherries.
+
+    Args:
+        drawn: Category, name, label (-1 where not known) and image score of every panel.
+        limit: At most this many.
+
+    Returns:
+        Of each category the anomalous and the normal picture of middle score; where nothing is known, the
+        pictures of highest score.
+    """
+    chosen = []
+    for category in dict.fromkeys(row[0] for row in drawn):
+        for label in (1, 0):
+            ranked = sorted((score, name) for c, name, known, score in drawn if c == category and known == label)
+            chosen += [ranked[len(ranked) // 2][1]] if ranked else []
+    if not chosen:
+        chosen = [name for _, name, _, _ in sorted(drawn, key=lambda row: -row[3])]
+    return chosen[:limit]
 
 
 class HeatMaps(Callback):
-    """Heat maps of a test or prediction run, under ``heatmaps/`` in the run folder.
+    """Heat maps of a test or prediction run, under ``heatmaps/`` in the run folder, and a sheet of some of them.
 
     The colours mean the same score in every picture of the run, so they can only be chosen at its end: until
     then the maps wait, small, in a temporary file, and memory does not grow with the data set.
@@ -67,6 +92,7 @@ class HeatMaps(Callback):
             if self.limit is not None and self._counts[category] > self.limit:
                 continue
             row: dict[str, Any] = {"path": path, "side": side, "score": float(prediction.image_score[i])}
+            row["category"] = category
             row["name"] = "/".join(dict.fromkeys((*category, batch["key"][i])))
             row["offset"] = self._file.tell()
             if "label" in batch:
@@ -97,7 +123,13 @@ class HeatMaps(Callback):
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding, resizing and PNG leave Python's lock
             deque(pool.map(draw, self._rows), maxlen=0)
         file.close()
+        drawn = [(row["category"], row["name"], row.get("label", -1), row["score"]) for row in self._rows]
+        drawn = [row for part in gather_objects(drawn) for row in part]  # by now every rank has drawn
         if trainer.is_global_zero:
+            panels = [Image.open(target / f"{name}.png") for name in choose_for_sheet(drawn)]
+            if panels:
+                sheet = draw_sheet(panels)
+                write_whole(target / "sheet.png", lambda partial: sheet.save(partial, format="PNG"))
             write_json(target / "scale.json", {"low": low, "high": high})
         self._reset()
 

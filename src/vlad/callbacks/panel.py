@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["Panel", "colorize", "draw_panel"]
+__all__ = ["Panel", "colorize", "draw_panel", "draw_sheet"]
 
 # A dark-to-light scale that also reads in grey and with colour-blind eyes (black, purple, red, orange, yellow).
 _ANCHORS = np.array(
@@ -120,3 +121,27 @@ def _compose(
     draw.text((x + 15, head - 2), f"{high:.3g}", _INK, font)
     draw.text((x + 15, head + size[1] - 15), f"{low:.3g}", _INK, font)
     return canvas
+
+
+def draw_sheet(panels: Sequence[Image.Image], *, columns: int = 2, width: int = 640) -> Image.Image:
+    """Puts panels on one sheet, row by row.
+
+    Args:
+        panels: At least one panel, any sizes.
+        columns: Panels side by side.
+        width: Width of a column in pixels; panels are shrunk to it.
+
+    Returns:
+        An RGB picture.
+    """
+    small = []
+    for panel in panels:
+        scale = min(1.0, width / panel.width)
+        small.append(panel.resize((round(panel.width * scale), round(panel.height * scale)), Image.Resampling.LANCZOS))
+    rows = [small[i : i + columns] for i in range(0, len(small), columns)]
+    heights = [max(panel.height for panel in row) for row in rows]
+    sheet = Image.new("RGB", (columns * width, sum(heights)), _PAPER)
+    for row, bottom in zip(rows, np.cumsum(heights), strict=True):
+        for column, panel in enumerate(row):
+            sheet.paste(panel, (column * width, int(bottom) - max(p.height for p in row)))
+    return sheet

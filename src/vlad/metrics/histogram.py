@@ -11,6 +11,7 @@ bins are only ever folded in pairs, and counts are integers. So merging is exact
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,8 @@ _FOLDED_END = (127 - 102) << 6  # cell of that magnitude: negative scores are ke
 _HALF_BITS, _ONE_BITS = 0x3F000000, 0x3F800000
 _HALF = _HALF_BITS >> _CELL_BITS  # cell of 0.5
 _CHUNK = 1 << 16  # scores worked on at a time on the CPU, so that the steps meet in its cache
+
+Array = np.ndarray
 
 
 def _bits(scores: Tensor) -> Tensor:
@@ -52,6 +55,44 @@ def _bits(scores: Tensor) -> Tensor:
         folded = (1 - scores).mul_(-_FOLDED).view(torch.int32)
         bits = folded.bitwise_xor_(bits).bitwise_and_(chosen).bitwise_xor_(bits)
     return bits
+
+
+def _bits_on_cpu(scores: Array, chosen: Array, folded: Array) -> Array:
+    """Does what :func:`_bits` does, with numpy, which is twice as fast on one core as torch is on two.
+
+    Args:
+        scores: Scores (n,), float32.
+        chosen: Room for n int32.
+        folded: Room for n int32; the bits may be returned in it.
+    """
+    low, high = float(scores.min()), float(scores.max())
+    if not -float("inf") < low <= high < float("inf"):
+        raise ValueError("scores hold NaN or infinity")
+    if low <= 0:
+        scores = scores + np.float32(0)
+        if low < 0:
+            scores[(scores < 0) & (scores > -_FOLDED)] = -_FOLDED
+    bits = scores.view(np.int32)
+    if high <= 0.5:
+        return bits
+    np.subtract(_HALF_BITS, bits, out=chosen)
+    chosen >>= 31
+    if high > 1:
+        chosen &= ~((_ONE_BITS - bits) >> 31)
+    if low < 0:
+        chosen &= ~(bits >> 31)
+    tail = folded.view(np.float32)
+    np.subtract(np.float32(1), scores, out=tail)
+    tail *= np.float32(-_FOLDED)
+    folded ^= bits
+    folded &= chosen
+    folded ^= bits
+    return folded
+
+
+def _distinct(cells: Tensor) -> Tensor:
+    """Returns the different ones among cells (n,), in order, int64."""
+    return torch.nonzero(torch.bincount(cells)).flatten()
 
 
 def _fineness(cells: int) -> int:
@@ -117,21 +158,41 @@ class Histogram:
         Raises:
             ValueError: A score is NaN or infinite.
         """
-        bins = torch.empty(scores.shape, dtype=torch.int32, device=scores.device)
+        if not self.used and len(scores):  # all at once, or the bins would be folded time and again
+            self.occupy(_distinct((_bits(scores) >> _CELL_BITS) & (_CELLS - 1)))
+        if scores.device.type == "cpu":
+            return self._bins_on_cpu(scores.contiguous())
+        bits = _bits(scores)
+        cells = (bits >> _CELL_BITS) & (_CELLS - 1)
         table, fineness = self._starts()
-        step = _CHUNK if scores.device.type == "cpu" else max(len(scores), 1)
-        for begin in range(0, len(scores), step):
-            bits = _bits(scores[begin : begin + step])
-            cells = (bits >> _CELL_BITS).bitwise_and_(_CELLS - 1)
+        start = table.index_select(0, cells)
+        if bool((start < 0).any()):
+            self.occupy(_distinct(cells[start < 0]))
+            table, fineness = self._starts()
             start = table.index_select(0, cells)
-            if int(start.amin()) < 0:
+        return start + ((bits >> (_CELL_BITS - fineness)) & ((1 << fineness) - 1))
+
+    def _bins_on_cpu(self, scores: Tensor) -> Tensor:
+        bins = torch.empty(scores.shape, dtype=torch.int32)
+        found, values = bins.numpy(), scores.numpy()
+        room = np.empty((2, _CHUNK), np.int32)
+        table, fineness = self._starts()
+        for begin in range(0, len(values), _CHUNK):
+            chunk, target = values[begin : begin + _CHUNK], found[begin : begin + _CHUNK]
+            cells, other = room[:, : len(chunk)]
+            bits = _bits_on_cpu(chunk, cells, other)
+            np.right_shift(bits, _CELL_BITS, out=cells)
+            cells &= _CELLS - 1
+            table.numpy().take(cells, out=target, mode="clip")
+            if target.min() < 0:
                 before = fineness
-                self.occupy(torch.unique(cells[start < 0]).long())
+                self.occupy(_distinct(torch.from_numpy(cells[target < 0])))
                 table, fineness = self._starts()
-                start = table.index_select(0, cells)
-                bins[:begin] >>= before - fineness  # a bin is its slot, then its place: folding drops low bits
-            place = (bits >> (_CELL_BITS - fineness)).bitwise_and_((1 << fineness) - 1)
-            torch.add(start, place, out=bins[begin : begin + step])
+                table.numpy().take(cells, out=target, mode="clip")
+                found[:begin] >>= before - fineness  # a bin is its slot, then its place: folding drops low bits
+            np.right_shift(bits, _CELL_BITS - fineness, out=other)
+            other &= (1 << fineness) - 1
+            target += other
         return bins
 
     def _starts(self) -> tuple[Tensor, int]:

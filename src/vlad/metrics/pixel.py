@@ -145,10 +145,12 @@ class PixelMetrics(Metric):
         if not self.histogram.numel():
             self.histogram = Histogram.empty().to(self.device)
         histogram = Histogram(self.histogram)
-        clean, mixed, anomalous, areas, image_areas = (_joined(getattr(self, name), self.device) for name in _LISTS)
-        for scores, row in ((clean, _CLEAN), (mixed, _BESIDE)):
+        for name, row in (("clean", _CLEAN), ("mixed", _BESIDE)):
+            scores = self._take(name)
             if scores.numel():
                 histogram.count(histogram.bins(scores), row)
+            del scores  # the maps are what memory goes to
+        anomalous, areas, image_areas = (self._take(name) for name in _LISTS[2:])
         if anomalous.numel():
             bins = histogram.bins(anomalous).long()
             one = torch.ones_like(bins)
@@ -159,8 +161,12 @@ class PixelMetrics(Metric):
                 (_IMAGE, _UNIT // image_areas.long()),
             ):
                 histogram.rows[row].index_add_(0, bins, worth)
-        for name in _LISTS:
-            setattr(self, name, [])
+
+    def _take(self, name: str) -> Tensor:
+        """Returns a list state as one tensor and empties it."""
+        taken = _joined(getattr(self, name), self.device)
+        setattr(self, name, [])
+        return taken
 
     def sync(self, *arguments: Any, **options: Any) -> None:
         """Gathers the states of all ranks; every rank takes part with a histogram, be it empty."""
@@ -204,25 +210,33 @@ class PixelMetrics(Metric):
         histogram = Histogram(self.histogram)
         bins, cells, fineness = histogram.ordered()
         down = bins.flip(0)
-        clean, beside, anomalous = (histogram.rows[row, down].cpu().numpy() for row in (_CLEAN, _BESIDE, _ANOMALOUS))
+        anomalous = histogram.rows[_ANOMALOUS, down].cpu().numpy()
         used = np.flatnonzero(anomalous)
         here = down[torch.from_numpy(used).to(down.device)]
         region, image = (histogram.rows[row, here].cpu().numpy() / _UNIT for row in (_REGION, _IMAGE))
-        normal = clean + beside
+
+        def upto(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+            """Returns what is in each used bin, what is above it, and the total; edits the counts."""
+            equal = counts[used]
+            above = np.cumsum(counts, out=counts)[used] - equal
+            return equal, above, int(counts[-1])
+
+        clean, clean_above, clean_total = upto(histogram.rows[_CLEAN, down].cpu().numpy())
+        beside, beside_above, beside_total = upto(histogram.rows[_BESIDE, down].cpu().numpy())
         return TieGroups(
             score=_BinScores(bins.cpu(), cells.cpu(), fineness, used),  # type: ignore[arg-type]
             anomalous=anomalous[used],
-            normal=normal[used],
-            normal_above=(np.cumsum(normal) - normal)[used],
+            normal=clean + beside,
+            normal_above=clean_above + beside_above,
             anomalous_total=int(anomalous.sum()),
-            normal_total=int(normal.sum()),
+            normal_total=clean_total + beside_total,
             region=region,
             image=image,
-            clean=clean[used],
-            clean_above=(np.cumsum(clean) - clean)[used],
+            clean=clean,
+            clean_above=clean_above,
             regions=int(self.regions),
             images=int(self.images),
-            clean_total=int(clean.sum()),
+            clean_total=clean_total,
         )
 
     def _arrays(self) -> tuple[np.ndarray, ...]:

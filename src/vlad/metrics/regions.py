@@ -40,14 +40,17 @@ def find_regions(mask: np.ndarray) -> Regions:
         >>> regions.number, regions.areas.tolist()
         (2, [2, 2, 1])
     """
-    if not mask.any():
+    inside = np.flatnonzero(mask)
+    if not len(inside):
         nothing = torch.empty(0, dtype=torch.int64)
         return Regions(nothing, nothing, 0)
     import cv2
 
-    count, labels = cv2.connectedComponents(np.ascontiguousarray(mask != 0).view(np.uint8), connectivity=8)
-    inside = np.flatnonzero(mask)
-    found = labels.ravel()[inside]
+    rows, columns = np.divmod(inside, mask.shape[1])
+    top, left = int(rows[0]), int(columns.min())
+    part = mask[top : rows[-1] + 1, left : columns.max() + 1] != 0  # labelled alone: defects are small
+    count, labels = cv2.connectedComponents(np.ascontiguousarray(part).view(np.uint8), connectivity=8)
+    found = labels[rows - top, columns - left]
     areas = np.bincount(found, minlength=count)[found]
     return Regions(torch.from_numpy(inside), torch.from_numpy(areas), count - 1)
 
