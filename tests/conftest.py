@@ -1,5 +1,6 @@
 """Fixtures shared by the suite: goldens on disk as CLIP folders, a tiny random CLIP, little data sets."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,12 @@ from tests_support import DATA, GOLDENS, Golden, golden, write_mvtec
 
 from vlad.clip.backbone import random_clip
 from vlad.testing import TINY_CLIP, tiny_clip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """What vlad caches goes to a folder of this run, for the commands it starts too."""
+    os.environ["VLAD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -8,7 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_json", "write_text", "write_whole"]
+__all__ = ["cache_folder", "write_json", "write_text", "write_whole"]
+
+
+def cache_folder() -> Path:
+    """Returns where vlad keeps what it can make again: ``VLAD_CACHE``, or ``~/.cache/vlad``."""
+    return Path(os.environ.get("VLAD_CACHE") or Path.home() / ".cache" / "vlad")
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> Path:

@@ -64,6 +64,9 @@ def random_batch(size: int = 3, image_size: int = 64, seed: int = 0) -> Batch:
         path=[f"{i}.png" for i in range(size)],
         mask_path=[""] * size,
         index=torch.arange(size),
+        band=[""] * size,
+        frame=torch.full((size,), -1),
+        reader=[""] * size,
     )
 
 

@@ -29,6 +29,9 @@ class Batch(TypedDict, total=False):
         mask_path: Mask file or "" (B strings).
         mask_threshold: Largest value in that file that still means normal (B,), int64.
         index: Row in the split's index (B,), int64.
+        band: Part "k/n" of the file's rows that is the image, or "" (B strings).
+        frame: Number of the video's frame, or -1 (B,), int64.
+        reader: As for :func:`vlad.datamodules.decode.load_image` (B strings).
     """
 
     image: Tensor
@@ -43,6 +46,9 @@ class Batch(TypedDict, total=False):
     mask_path: list[str]
     mask_threshold: Tensor
     index: Tensor
+    band: list[str]
+    frame: Tensor
+    reader: list[str]
 
 
 @dataclass(frozen=True)

@@ -155,3 +155,39 @@ def test_an_error_in_a_worker_keeps_its_sentence(mvtec):
     assert _short(error.value).startswith("mask ")
     assert "000_mask.png is 7x7 pixels, its image 40x36" in _short(error.value)
     assert "Traceback" not in _short(error.value)
+
+
+def test_protocol_names_what_is_trained_and_tested(mvtec):
+    data = AnomalyDataModule(protocol="april_gan")
+    assert data.sources == {"train": ["mvtec_ad"], "val": None, "test": ["visa"]}
+    data = AnomalyDataModule(root=str(mvtec), protocol="april_gan", test="mvtec_ad", image_size=32)
+    assert data.sources["test"] == "mvtec_ad"
+    with pytest.raises(DataError, match="no protocol is named 'aprilgan'; did you mean april_gan"):
+        AnomalyDataModule(protocol="aprilgan")
+
+
+def test_leaks_between_training_and_test_are_warned_of(mvtec, tmp_path):
+    data = AnomalyDataModule(root=str(mvtec), train="mvtec_ad", test="mvtec_ad", image_size=32)
+    with pytest.warns(UserWarning, match="test and train are the same pictures of mvtec_ad"):
+        data.setup("test")
+    for place in ("br35h/yes/a.png", "br35h/no/b.png", "brain_mri/yes/a.png", "brain_mri/no/b.png"):
+        write_picture(tmp_path / place)
+    data = AnomalyDataModule(root=str(tmp_path), train="brain_mri", test="br35h", image_size=32)
+    with pytest.warns(UserWarning, match="201 of the 228 different pictures"):
+        data.setup("test")
+
+
+def test_other_categories_of_one_set_are_no_leak(mvtec, recwarn):
+    train = [{"name": "mvtec_ad", "categories": ["bottle"]}]
+    test = [{"name": "mvtec_ad", "categories": ["metal_nut"]}]
+    AnomalyDataModule(root=str(mvtec), train=train, test=test, image_size=32).setup("test")
+    assert not [warning for warning in recwarn if "same pictures" in str(warning.message)]
+
+
+def test_rendered_set_needs_no_root():
+    data = AnomalyDataModule(test="synthetic", categories=["mucosa"], image_size=32)
+    data.setup("test")
+    frame = data.frames["test"]
+    assert frame["label"].value_counts().to_dict() == {0: 24, 1: 24}
+    dataset = data.dataset("test")
+    assert [bool(dataset[row]["mask"].any()) for row in (0, 47)] == [False, True]

@@ -5,7 +5,8 @@ from PIL import Image
 from tests_support import write_mask, write_mvtec, write_picture
 
 from vlad.datamodules.catalog import get_record
-from vlad.datamodules.dataset import AnomalyDataset, collate, load_image, load_mask
+from vlad.datamodules.dataset import AnomalyDataset, collate
+from vlad.datamodules.decode import load_image, load_mask
 from vlad.datamodules.index import index_record
 from vlad.errors import DataError
 from vlad.types import Preprocess

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from vlad.callbacks.panel import Panel, draw_panel, draw_sheet
-from vlad.datamodules.dataset import load_image, load_mask
+from vlad.datamodules.decode import Crop, load_image, load_mask
 from vlad.files import write_json, write_whole
 from vlad.metrics.evaluation import gather_objects, own_samples
 from vlad.types import Batch, Prediction
@@ -95,6 +95,7 @@ class HeatMaps(Callback):
             row["category"] = category
             row["name"] = "/".join(dict.fromkeys((*category, batch["key"][i])))
             row["offset"] = self._file.tell()
+            row |= {"band": batch["band"][i], "frame": int(batch["frame"][i]), "reader": batch["reader"][i]}
             if "label" in batch:
                 row |= {"label": int(batch["label"][i]), "mask_path": batch["mask_path"][i]}
                 row["mask_threshold"] = int(batch["mask_threshold"][i])
@@ -134,12 +135,13 @@ class HeatMaps(Callback):
         self._reset()
 
     def _draw(self, row: dict[str, Any], values: np.ndarray, low: float, high: float, path: Path) -> None:
-        image = load_image(row["path"])
+        crop = Crop.parse(row["band"])
+        image = load_image(row["path"], crop=crop, frame=row["frame"], reader=row["reader"])
         verdict, mask = f"image score {row['score']:.4g}, map max {values.max():.4g}", None
         if "label" in row:
             verdict += f", label {['normal', 'anomalous', 'unknown'][row['label']]}"
             if row["mask_path"]:
-                mask = load_mask(row["mask_path"], image.size, threshold=row["mask_threshold"])
+                mask = load_mask(row["mask_path"], image.size, threshold=row["mask_threshold"], crop=crop)
             elif row["has_mask"]:
                 mask = np.zeros((image.height, image.width), dtype=bool)
         picture = draw_panel(Panel(row["name"], verdict, image, values, mask), low, high, height=self.height)

@@ -15,6 +15,7 @@ VERBS = {
     "test": ("evaluate on test data: table, scores, heat maps", "vlad.cli.lightning:run"),
     "predict": ("score your own pictures: CSV and heat maps", "vlad.cli.lightning:run"),
     "methods": ("list the installed methods", "vlad.cli.listing:methods"),
+    "data": ("list, get, check and index data sets", "vlad.cli.data:run"),
     "datasets": ("list the data sets of the catalogue", "vlad.cli.listing:datasets"),
 }
 
@@ -72,6 +73,9 @@ def main(args: list[str] | None = None) -> int:
             raise
         print(f"vlad {verb}: {_short(error)}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of our output, head or less, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"vlad {verb}: stopped", file=sys.stderr)
         return 130

@@ -1,18 +1,26 @@
-"""The catalogue: one record of plain data per data set, in ``records/*.toml``. No torch, no pandas."""
+"""The catalogue: one record of plain data per data set, in ``records/*.toml``. No torch, no pandas.
+
+Records of your own: a path ending in ``.toml`` wherever a data set is named, or an entry point of the group
+``vlad.datasets`` that gives the path of one.
+"""
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Literal
 
 from vlad.errors import DataError, nearest
 
-__all__ = ["Layout", "Record", "get_record", "list_datasets"]
+__all__ = ["Download", "Layout", "Record", "get_protocol", "get_record", "list_datasets", "list_protocols", "read_record"]
+
+GROUP = "vlad.datasets"
 
 
 @dataclass(frozen=True)
@@ -23,20 +31,62 @@ class Layout:
         name: What the error calls it when no layout fits.
         image: Regular expression over a file's path without its suffix; groups ``category``, ``split``,
             ``species`` (the kind of defect, or the normal folder) and ``stem`` are read where present.
-        masks: Paths of the mask without suffix, tried in order, filled with the groups.
+        suffixes: Only files with these suffixes are images (lower case, with the dot); all by default.
+        masks: Paths of the mask without suffix, tried in order, filled with the groups. With a suffix, that file
+            alone; with a ``/`` at the end, all files of a folder together.
+        label: What makes an image anomalous: its ``species`` is not normal; it ``has_mask``; its ``mask`` holds
+            anomalous pixels (masks are read); or all are ``anomalous``.
         normal: Species that are normal.
+        unlabelled: Species of which nothing is known.
+        splits: Name in the path → ``train``, ``val`` or ``test``.
+        split: Split where the path tells none.
+        normal_test: Share of the normal images, drawn with seed 42, that are test; the others train. 0: not drawn.
+        bands: Cut images into so many bands of rows, each an image of its own.
         labels: A CSV with one label per stem: ``file``, ``key`` column, ``value`` column (1 is anomalous).
         table: A CSV that lists every image, in place of ``image``.
-        columns: That table's columns for ``category``, ``split``, ``species``, ``image`` and ``mask``.
+        json: Pattern of JSON files ``{"train": [...], "test": [...]}`` that list every image.
+        base: Folder that the paths of those files start from, tried in order, filled with ``category``.
+        columns: The CSV's columns or the JSON's keys for ``category``, ``split``, ``species``, ``image``, ``mask``.
     """
 
     name: str
     image: str = ""
+    suffixes: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
+    label: Literal["species", "has_mask", "mask", "anomalous"] = "species"
     normal: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    splits: Mapping[str, str] = field(default_factory=dict)
+    split: Literal["train", "val", "test"] = "test"
+    normal_test: float = 0.0
+    bands: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     table: str = ""
+    json: str = ""
+    base: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> str:
+        """What is looked for, in words for an error."""
+        return self.table or self.json or re.sub(r"\(\?P<(\w+)>(?:[^()]|\([^()]*\))*\)", r"<\1>", self.image)
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that may be fetched directly.
+
+    Attributes:
+        url: Open direct link.
+        checksum: ``sha256:…`` or ``md5:…``, as published.
+        size: Bytes, about; 0 where not known.
+        folder: Folder below the data root that it is unpacked into; the data set's own by default.
+    """
+
+    url: str
+    checksum: str
+    size: int = 0
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +107,9 @@ class Record:
         citation: Paper.
         mask_threshold: A mask pixel above this value is anomalous.
         expected: Official counts, split → ``normal``/``anomalous``.
+        counts: Category → normal training, normal test and anomalous test images.
+        downloads: Open direct links with checksums, for ``vlad data get``.
+        shares: Data set → what it has in common with this one, so that one must not train what the other tests.
         rendered: Whether vlad makes the pictures itself, into its cache, where no root is given.
     """
 
@@ -73,6 +126,9 @@ class Record:
     citation: str = ""
     mask_threshold: int = 0
     expected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    downloads: tuple[Download, ...] = ()
+    shares: Mapping[str, str] = field(default_factory=dict)
     rendered: bool = False
 
     def find_root(self, data_root: Path) -> Path:
@@ -83,20 +139,58 @@ class Record:
         return data_root
 
 
-def _record(data: dict[str, Any]) -> Record:
-    def fixed(table: dict[str, Any]) -> dict[str, Any]:
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+def read_record(text: str, origin: str) -> Record:
+    """Makes a record of TOML text.
 
-    layouts = tuple(Layout(**fixed(layout)) for layout in data.pop("layouts"))
-    return Record(layouts=layouts, **fixed(data))
+    Args:
+        text: Keys as the attributes of :class:`Record`; ``[[layouts]]`` and ``[[downloads]]`` as those of theirs.
+        origin: Where the text comes from, for errors.
+
+    Raises:
+        DataError: Broken TOML, unknown or missing keys, or a broken regular expression.
+    """
+
+    def build(cls: Any, table: dict[str, Any], where: str) -> Any:
+        known = {one.name for one in fields(cls)}
+        for key in table:
+            if key not in known:
+                raise DataError(f"{origin}: unknown key '{key}'{where}; {nearest(key, known)}")
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+        except TypeError as error:
+            raise DataError(f"{origin}{where}: {str(error).split('__init__() ')[-1]}") from error
+
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{origin} is no TOML: {error}") from error
+    data["layouts"] = [build(Layout, layout, " in a layout") for layout in data.get("layouts", [])]
+    data["downloads"] = [build(Download, file, " in a download") for file in data.get("downloads", [])]
+    record: Record = build(Record, data, "")
+    for layout in record.layouts:
+        try:
+            re.compile(layout.image)
+        except re.error as error:
+            raise DataError(f"{origin}: layout '{layout.name}': image is no regular expression: {error}") from error
+    if not record.layouts or not record.categories:
+        raise DataError(f"{origin}: a record needs [categories] and at least one [[layouts]]")
+    return record
 
 
 @cache
 def _records() -> dict[str, Record]:
     folder = resources.files(__package__) / "records"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
-    records = [_record(tomllib.loads(file.read_text())) for file in files]
-    return {record.name: record for record in records}
+    records = {record.name: record for record in (read_record(file.read_text(), file.name) for file in files)}
+    for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: point.name):
+        try:
+            path = Path(point.load())
+            record = read_record(path.read_text(), str(path))
+        except Exception as error:
+            warnings.warn(f"data set '{point.name}' ({point.value}) is left out: {error}", stacklevel=3)
+            continue
+        records.setdefault(record.name, record)
+    return records
 
 
 def list_datasets() -> list[str]:
@@ -112,11 +206,40 @@ def list_datasets() -> list[str]:
 def get_record(name: str) -> Record:
     """Returns the record of a data set.
 
+    Args:
+        name: A name of the catalogue, or the path of a record of your own (``.toml``).
+
     Raises:
-        DataError: Unknown name; the message lists the nearest ones.
+        DataError: Unknown name, the message lists the nearest ones; or a record that cannot be read.
     """
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise DataError(f"record {name} does not exist")
+        return read_record(Path(name).read_text(), name)
     records = _records()
     if name not in records:
         known = [*records, "folder", "table"]
-        raise DataError(f"no data set is named '{name}'; {nearest(name, known)} (vlad datasets lists them)")
+        raise DataError(f"no data set is named '{name}'; {nearest(name, known)} (vlad data list shows them)")
     return records[name]
+
+
+@cache
+def _protocols() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((resources.files(__package__) / "protocols.toml").read_text())
+
+
+def list_protocols() -> list[str]:
+    """Returns the names of the papers' choices of training and test data."""
+    return list(_protocols())
+
+
+def get_protocol(name: str) -> dict[str, Any]:
+    """Returns which sets a paper trains (``train``, may be missing) and tests (``test``) on, and its ``title``.
+
+    Raises:
+        DataError: Unknown name; the message lists the nearest ones.
+    """
+    protocols = _protocols()
+    if name not in protocols:
+        raise DataError(f"no protocol is named '{name}'; {nearest(name, protocols)}")
+    return dict(protocols[name])

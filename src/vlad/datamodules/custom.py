@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.datamodules.index import IMAGE_SUFFIXES, finish, list_files
+from vlad.datamodules.video import VIDEO_SUFFIXES, count_frames
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
@@ -159,8 +162,8 @@ def index_pictures(sources: str | Path | Iterable[str | Path], *, class_name: st
     """Indexes pictures of which nothing is known, for prediction.
 
     Args:
-        sources: A picture, a folder (searched with its subfolders, those of masks left out), a glob, or a
-            list of these.
+        sources: A picture, a video, a folder (searched with its subfolders, those of masks left out), a glob,
+            or a list of these. Of a video every frame is a row.
         class_name: What is in the pictures, for the prompts.
 
     Raises:
@@ -172,7 +175,8 @@ def index_pictures(sources: str | Path | Iterable[str | Path], *, class_name: st
     for source in [sources] if isinstance(sources, str | Path) else sources:
         path = Path(source)
         if path.is_dir():
-            found = [(file, path / file) for file in list_files(path) if not MASKS & _folders(file)]
+            files = list_files(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+            found = [(file, path / file) for file in files if not MASKS & _folders(file)]
             if not found:
                 raise DataError(f"folder {path} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
         elif path.is_file():
@@ -181,7 +185,12 @@ def index_pictures(sources: str | Path | Iterable[str | Path], *, class_name: st
             found = [(Path(file).name, Path(file)) for file in sorted(glob.glob(str(source), recursive=True))]
             if not found:
                 raise DataError(f"no picture, folder or pattern {source}: nothing is there")
-        rows += [_row("predict", class_name, "predict", -1, "", relative, file, "") for relative, file in found]
+        for relative, file in found:
+            row = _row("predict", class_name, "predict", -1, "", relative, file, "")
+            if file.suffix.lower() in VIDEO_SUFFIXES:
+                rows += [{**row, "frame": frame} for frame in range(count_frames(file))]
+            else:
+                rows.append(row)
     for row in rows:
         row["category"] = class_name
     return finish(rows)
@@ -202,7 +211,8 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
     """Indexes a table of pictures: CSV, JSON lines or parquet.
 
     Columns: ``image_path`` (required); ``label`` (0/1/-1, good/bad and the like; where missing, 1 if there is
-    a mask, else -1); ``mask_path``; ``category`` or ``class``; ``split`` (default test); ``dataset``.
+    a mask, else -1); ``mask_path``; ``category`` or ``class``; ``split`` (default test); ``dataset``; and what
+    ``vlad data index`` writes: ``band``, ``frame``, ``reader``, ``mask_threshold``.
 
     Args:
         file: The table.
@@ -224,13 +234,16 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
         label = _parse_label(line.get("label", ""))
         if label is None:
             problems.setdefault("unknown labels", []).append(f"row {number}: {line['label']}")
-        if not relative or not image.is_file():
+        if not relative or not os.path.isfile(image):
             problems.setdefault("missing images", []).append(f"row {number}: {relative or '(empty)'}")
-        if mask and not (base / mask).is_file():
+        if mask and not os.path.isfile(base / mask):
             problems.setdefault("missing masks", []).append(f"row {number}: {mask}")
-        if relative in seen:
+        band, frame = str(line.get("band", "")), _number(line.get("frame"), -1)
+        if not re.fullmatch(r"(\d+/[1-9]\d*)?", band):
+            problems.setdefault("bands that are not k/n", []).append(f"row {number}: {band}")
+        if (relative, band, frame) in seen:
             problems.setdefault("duplicate images", []).append(f"row {number}: {relative}")
-        seen.add(relative)
+        seen.add((relative, band, frame))
         label = 1 if label == -1 and mask else label if label is not None else -1
         parent = Path(relative).parent.name
         category = str(
@@ -244,6 +257,8 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
             "species": str(line.get("species", "")),
         }
         row["mask_path"] = str(base / mask) if mask else ""
+        row |= {"band": band, "frame": frame, "reader": str(line.get("reader", ""))}
+        row["mask_threshold"] = _number(line.get("mask_threshold"), 0)
         rows.append(row)
     if problems:
         parts = [
@@ -255,6 +270,13 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
     for row in rows:
         row["has_mask"] = bool(row["mask_path"]) or (known and row["label"] == 0)
     return finish(rows)
+
+
+def _number(value: Any, default: int) -> int:
+    try:
+        return int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return default
 
 
 def _read_table(file: Path) -> pd.DataFrame:

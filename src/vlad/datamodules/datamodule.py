@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from vlad import __version__
 from vlad.datamodules.augment import build_augment
-from vlad.datamodules.catalog import Record, get_record, list_datasets
+from vlad.datamodules.cache import cached
+from vlad.datamodules.catalog import Record, get_protocol, get_record, list_datasets
 from vlad.datamodules.custom import index_folder, index_pictures, index_table
 from vlad.datamodules.dataset import AnomalyDataset, collate
 from vlad.datamodules.index import index_record
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["AnomalyDataModule", "Source", "select_references"]
 
 _TABLES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"}
+_PARTS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _OPENAI = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
 
@@ -42,6 +46,7 @@ class Source:
             trained on the test split, masks and all, of an auxiliary data set.
         categories: Which categories are taken; by default all.
         class_names: What to call a category in the prompts.
+        reader: ``red`` reads CVC-ClinicDB's malformed TIFFs in grey, as the published code of AdaCLIP and CLIP-AD.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Source:
     split: Literal["train", "val", "test", "all"] | None = None
     categories: list[str] | None = None
     class_names: dict[str, str] = field(default_factory=dict)
+    reader: Literal["", "red"] = ""
 
 
 Sources = list[Source | str] | Source | str
@@ -97,6 +103,7 @@ class AnomalyDataModule(LightningDataModule):
         predict: list[str] | str | None = None,
         categories: list[str] | None = None,
         class_name: str | None = None,
+        protocol: str | None = None,
         texts: Literal["raw", "natural"] = "raw",
         batch_size: int = 8,
         shuffle: bool = True,
@@ -105,6 +112,7 @@ class AnomalyDataModule(LightningDataModule):
         shots: int = 0,
         seed: int = 0,
         image_size: int | None = None,
+        fast_jpeg: bool = False,
     ) -> None:
         """Keeps the choice; files are looked at in :meth:`setup`.
 
@@ -117,6 +125,7 @@ class AnomalyDataModule(LightningDataModule):
             predict: Pictures to score: files, folders, patterns, or a table.
             categories: Keep only these categories, in every data set that has them.
             class_name: What is in your own pictures, for the prompts.
+            protocol: A paper's choice of ``train`` and ``test`` (``vlad data protocols``), for those not given.
             texts: Words for the catalogue's classes: ``raw`` is what published checkpoints saw.
             batch_size: Images per batch and process.
             shuffle: Whether training batches are shuffled. CLIP-AD's published training does not.
@@ -125,9 +134,14 @@ class AnomalyDataModule(LightningDataModule):
             shots: Normal reference images per category, for few-shot methods.
             seed: Seed of the reference draw; follows ``seed_everything``.
             image_size: Side in pixels, only for use without a trainer.
+            fast_jpeg: Decode large JPEGs at a fraction of their size, never below twice ``image_size``: several
+                times faster, and not to the last bit what published code sees.
         """
         super().__init__()
         self.root = root or os.environ.get("VLAD_DATA") or None
+        if protocol is not None:
+            published = get_protocol(protocol)
+            train, test = train or published.get("train"), test or published["test"]
         self.sources = {"train": train, "val": val, "test": test}
         self.predict_sources = predict
         self.categories = categories
@@ -140,14 +154,20 @@ class AnomalyDataModule(LightningDataModule):
         self.shots = shots
         self.seed = seed
         self.image_size = image_size
+        self.fast_jpeg = fast_jpeg
         self.frames: dict[str, pd.DataFrame] = {}
 
     # -- index ---------------------------------------------------------------------------------------------
 
+    def prepare_data(self) -> None:
+        """Indexes once per machine; the other processes then find the index in the cache."""
+        for part in _PARTS.get(getattr(self.trainer.state.fn, "value", "") if self.trainer else "", ()):
+            if part != "predict" and self.sources[part]:
+                self._index(part)
+
     def setup(self, stage: str) -> None:
         """Indexes what the stage needs: ``fit``, ``validate``, ``test`` or ``predict``."""
-        wanted = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["predict"]}[stage]
-        for part in wanted:
+        for part in _PARTS[stage]:
             if part in self.frames:
                 continue
             if part == "predict":
@@ -170,8 +190,23 @@ class AnomalyDataModule(LightningDataModule):
 
         given = self.sources[part]
         sources = [self._as_source(item) for item in (given if isinstance(given, list) else [given])]
+        self._warn_of_leaks(part, sources)
         frames = [self._select(self._index_source(source), source, part) for source in sources]
         return pd.concat(frames, ignore_index=True)
+
+    def _warn_of_leaks(self, part: str, sources: list[Source]) -> None:
+        """Says so where what is tested has been trained on."""
+        given = self.sources["train"] if part != "train" else None
+        for trained in given if isinstance(given, list) else [given] if given else []:
+            other = self._as_source(trained)
+            for source in sources:
+                shares = get_record(source.name).shares if source.name in list_datasets() else {}
+                if other.name in shares:
+                    rank_zero_warn(f"{part} on {source.name}, train on {other.name}: {shares[other.name]}")
+                elif other.name == source.name and (other.split or "test") == (source.split or "test"):
+                    both = {*(other.categories or self.categories or [None])}
+                    if both & {*(source.categories or self.categories or [None])}:
+                        rank_zero_warn(f"{part} and train are the same pictures of {source.name}")
 
     @staticmethod
     def _as_source(item: Source | str | dict[str, Any] | None) -> Source:
@@ -180,7 +215,7 @@ class AnomalyDataModule(LightningDataModule):
         if isinstance(item, dict):
             return Source(**item)
         path = Path(str(item))
-        if item in list_datasets():
+        if item in list_datasets() or path.suffix == ".toml":
             return Source(str(item))
         if path.suffix in _TABLES:
             return Source("table", root=str(path))
@@ -203,7 +238,9 @@ class AnomalyDataModule(LightningDataModule):
         record = get_record(source.name)
         place = self._place(record, source)
         natural = dict(record.categories) if self.texts == "natural" else {}
-        return index_record(record, place, class_names={**natural, **source.class_names})
+        names = {**natural, **source.class_names}
+        key = f"{__version__} {record} {names} {source.reader}"
+        return cached(key, place, lambda: index_record(record, place, class_names=names, reader=source.reader))
 
     def _place(self, record: Record, source: Source) -> Path:
         """Returns the folder of a data set: its own root, a usual name below the common one, or what is rendered."""
@@ -279,7 +316,9 @@ class AnomalyDataModule(LightningDataModule):
     def dataset(self, part: str) -> AnomalyDataset:
         """Returns a stage's dataset (``train``, ``val``, ``test`` or ``predict``)."""
         augment = build_augment(self.augment) if self.augment and part == "train" else None
-        return AnomalyDataset(self.frames[part], self.preprocess, truth=part != "predict", augment=augment)
+        return AnomalyDataset(
+            self.frames[part], self.preprocess, truth=part != "predict", augment=augment, fast_jpeg=self.fast_jpeg
+        )
 
     def _loader(self, dataset: AnomalyDataset, *, shuffle: bool = False) -> DataLoader:
         return DataLoader(

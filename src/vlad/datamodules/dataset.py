@@ -7,65 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
-from vlad.errors import DataError
+from vlad.datamodules.decode import Crop, load_image, load_mask
 from vlad.types import Preprocess
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AnomalyDataset", "collate", "load_image", "load_mask"]
+__all__ = ["AnomalyDataset", "collate"]
 
 Augment = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-def load_image(path: str) -> Image.Image:
-    """Decodes a picture by its content, whatever its suffix, to RGB.
-
-    Raises:
-        DataError: The file cannot be read as a picture.
-    """
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"image {path} does not exist (any more)") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read image {path} ({_cause(error)}); replace it or remove it") from error
-
-
-def _cause(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "no known image format"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def load_mask(path: str, size: tuple[int, int], *, threshold: int = 0) -> np.ndarray:
-    """Decodes a mask to bool (H, W): True where a pixel's grey value is above the threshold.
-
-    Args:
-        path: Mask file; palette and class-id images are read by their raw values.
-        size: Width and height of the image it belongs to.
-        threshold: Largest value that still means normal.
-
-    Raises:
-        DataError: Unreadable, or of another size than its image.
-    """
-    try:
-        with Image.open(path) as picture:
-            values = np.asarray(picture if picture.mode in {"P", "L", "1", "I;16", "I"} else picture.convert("L"))
-    except FileNotFoundError as error:
-        raise DataError(f"mask {path} does not exist (any more)") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read mask {path} ({_cause(error)}); replace it or remove it") from error
-    if (values.shape[1], values.shape[0]) != size:
-        raise DataError(
-            f"mask {path} is {values.shape[1]}x{values.shape[0]} pixels, its image {size[0]}x{size[1]}; "
-            "give the mask of this image, at its size"
-        )
-    return values > threshold
 
 
 class AnomalyDataset(Dataset[dict[str, Any]]):
@@ -82,6 +35,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         *,
         truth: bool = True,
         augment: Augment | None = None,
+        fast_jpeg: bool = False,
     ) -> None:
         """Keeps the index.
 
@@ -90,11 +44,13 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             preprocess: Size and normalisation.
             truth: Whether samples hold label and mask.
             augment: Changes picture (H, W, 3) uint8 and mask (H, W) bool together, before the resize.
+            fast_jpeg: Whether large JPEGs are decoded at a fraction of their size.
         """
         self.rows = frame.to_dict("records")
         self.preprocess = preprocess
         self.truth = truth
         self.augment = augment
+        self.fast_jpeg = fast_jpeg
         self._mean = torch.tensor(preprocess.mean).view(3, 1, 1)
         self._std = torch.tensor(preprocess.std).view(3, 1, 1)
 
@@ -103,11 +59,20 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        image = load_image(row["image_path"])
+        crop = Crop.parse(row["band"])
+        # A mask is at full size, and so must its image be for them to be augmented together.
+        near = self.preprocess.size if self.fast_jpeg and self.augment is None else 0
+        image = load_image(
+            row["image_path"], crop=crop, frame=int(row["frame"]), reader=row["reader"], near=near
+        )
         sample = {name: row[name] for name in ("class_name", "dataset", "category", "key")}
         sample |= {"path": row["image_path"], "index": index}
+        sample |= {"band": row["band"], "frame": int(row["frame"]), "reader": row["reader"]}
         if self.truth:
-            mask = self._mask(row, image)
+            size = None if near else image.size
+            mask = np.zeros((image.height, image.width), dtype=bool)
+            if row["mask_path"]:
+                mask = load_mask(row["mask_path"], size, threshold=row["mask_threshold"], crop=crop)
             if self.augment is not None:
                 pixels, mask = self.augment(np.asarray(image), mask)
                 image = Image.fromarray(pixels)
@@ -119,11 +84,6 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
                 "mask_threshold": int(row["mask_threshold"]),
             }
         return {"image": self._normalise(image), **sample}
-
-    def _mask(self, row: dict[str, Any], image: Image.Image) -> np.ndarray:
-        if row["mask_path"]:
-            return load_mask(row["mask_path"], image.size, threshold=row["mask_threshold"])
-        return np.zeros((image.height, image.width), dtype=bool)
 
     def _normalise(self, image: Image.Image) -> torch.Tensor:
         size = (self.preprocess.size, self.preprocess.size)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad.datamodules.catalog import Layout, Record
+from vlad.datamodules.catalog import Record
+from vlad.datamodules.layouts import META, layout_rows, meta_rows
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,24 +29,43 @@ COLUMNS = (
     "mask_path",
     "has_mask",
     "mask_threshold",
+    "band",
+    "frame",
+    "reader",
 )
 """Columns of an index: label is 0, 1 or -1 (unknown); mask_path is "" where there is none; has_mask tells
-whether the truth of the pixels is known."""
+whether the truth of the pixels is known; band is the part "k/n" of the rows, "" for all; frame is the number of a
+video's frame, else -1; reader as for :func:`vlad.datamodules.decode.load_image`."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 
 
-def list_files(root: Path) -> list[str]:
+def list_files(root: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
     """Returns all image files below a folder, as sorted POSIX paths relative to it; hidden ones are skipped."""
-    found = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        relative = Path(folder).relative_to(root)
-        found += [
-            (relative / file).as_posix()
-            for file in files
-            if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES
-        ]
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()  # linked folders are followed, each once: links may go in circles
+    stack = [""]
+    while stack:
+        relative = stack.pop()
+        folder = root / relative
+        try:
+            status = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            continue  # a broken link, or no permission
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                if entry.is_dir():
+                    stack.append(relative + entry.name + "/")
+                elif entry.is_file() and Path(entry.name).suffix.lower() in suffixes:
+                    found.append(relative + entry.name)
+            except OSError:
+                continue
     return sorted(found)
 
 
@@ -63,23 +82,33 @@ def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     def short(row: dict[str, Any]) -> tuple[str, str, str]:
-        return row["dataset"], row["category"], _without_suffix(row["relative"])
+        return row["dataset"], row["category"], f"{_without_suffix(row['relative'])} {row.get('band')} {row.get('frame')}"
 
     times = Counter(short(row) for row in rows)
+    finished = []
     for row in rows:
         key = row["relative"] if times[short(row)] > 1 else _without_suffix(row["relative"])
+        row = {"band": "", "frame": -1, "reader": "", **row}
         parts = [part for part in key.split("/") if part not in {"", ".", ".."}]
         row["key"] = "/".join(parts[1:] if len(parts) > 1 and parts[0] == row["category"] else parts)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+        if row["band"]:
+            row["key"] += "_" + row["band"].split("/")[0]
+        if row["frame"] >= 0:
+            row["key"] += f"_{row['frame']:06}"
+        finished.append(row)
+    return pd.DataFrame(finished, columns=list(COLUMNS))
 
 
-def index_record(record: Record, root: Path, *, class_names: dict[str, str] | None = None) -> pd.DataFrame:
+def index_record(
+    record: Record, root: Path, *, class_names: dict[str, str] | None = None, reader: str = ""
+) -> pd.DataFrame:
     """Indexes a data set of the catalogue.
 
     Args:
         record: The data set.
         root: Its folder.
         class_names: What to call a category in the prompts, in place of its own name.
+        reader: As for :func:`vlad.datamodules.decode.load_image`.
 
     Returns:
         The index, in the order category, split, species, file.
@@ -93,12 +122,11 @@ def index_record(record: Record, root: Path, *, class_names: dict[str, str] | No
             f"({record.url})"
         )
     files = list_files(root)
+    rows = meta_rows(root, masks="pixel" in record.levels)
     for layout in record.layouts:
-        rows = _table_rows(layout, root) if layout.table else _matched_rows(layout, root, files)
-        if rows:
-            break
-    else:
-        tried = "; ".join(f"{layout.name}: {layout.table or layout.image}" for layout in record.layouts)
+        rows = rows or layout_rows(record, layout, root, files)
+    if not rows:
+        tried = "; ".join([f"{META} of AdaCLIP or AnomalyCLIP", *(f"{one.name}: {one.wanted}" for one in record.layouts)])
         raise DataError(
             f"{record.title}: {root} is in none of the known layouts ({tried}); {record.steps} ({record.url})"
         )
@@ -121,6 +149,8 @@ def index_record(record: Record, root: Path, *, class_names: dict[str, str] | No
                 "mask_path": str(root / row["mask"]) if row["mask"] else "",
                 "has_mask": "pixel" in record.levels and (label == 0 or bool(row["mask"])),
                 "mask_threshold": record.mask_threshold,
+                "band": row["band"],
+                "reader": reader,
             }
         )
     order = {category: position for position, category in enumerate(record.categories)}
@@ -131,62 +161,7 @@ def index_record(record: Record, root: Path, *, class_names: dict[str, str] | No
             r["split"],
             r["species"],
             r["relative"],
+            r["band"],
         )
     )
     return finish(indexed)
-
-
-def _matched_rows(layout: Layout, root: Path, files: Iterable[str]) -> list[dict[str, Any]]:
-    """Rows of a layout given as a regular expression; [] if no file matches."""
-    files = list(files)
-    pattern = re.compile(layout.image)
-    by_stem = {_without_suffix(file).lower(): file for file in files}
-    labels = _read_labels(layout, root)
-    rows = []
-    for file in files:
-        match = pattern.fullmatch(_without_suffix(file))
-        if match is None:
-            continue
-        groups: dict[str, Any] = match.groupdict()
-        if layout.labels:
-            stem = str(groups["stem"]).lstrip("0") or "0"
-            if labels is None or stem not in labels:
-                continue
-            groups["label"] = labels[stem]
-        else:
-            groups["label"] = int(groups.get("species") not in layout.normal)
-        candidates = [template.format(**groups).lower() for template in layout.masks]
-        mask = next((by_stem[c] for c in candidates if c in by_stem), "") if groups["label"] == 1 else ""
-        rows.append({**groups, "image": file, "mask": mask})
-    return rows
-
-
-def _read_labels(layout: Layout, root: Path) -> dict[str, int] | None:
-    """Reads a label table: stem without leading zeros → 0 or 1; None if there is no such file."""
-    if not layout.labels or not (root / layout.labels["file"]).is_file():
-        return None
-    import pandas as pd
-
-    table = pd.read_csv(root / layout.labels["file"], skipinitialspace=True)
-    table.columns = table.columns.str.strip()
-    keys = table[layout.labels["key"]].astype(str).str.lstrip("0").replace("", "0")
-    return dict(zip(keys, table[layout.labels["value"]].astype(int), strict=True))
-
-
-def _table_rows(layout: Layout, root: Path) -> list[dict[str, Any]]:
-    """Rows of a layout given as a CSV; [] if the file is not there."""
-    if not (root / layout.table).is_file():
-        return []
-    import pandas as pd
-
-    table = pd.read_csv(root / layout.table, dtype=str, keep_default_na=False)
-    columns = dict(layout.columns)
-    missing = [column for column in columns.values() if column not in table.columns]
-    if missing:
-        raise DataError(f"{root / layout.table} lacks the columns {missing}; it has {list(table.columns)}")
-    rows = []
-    for line in table.to_dict("records"):
-        row = {ours: line[theirs] for ours, theirs in columns.items()}
-        row["label"] = int(row["species"] not in layout.normal)
-        rows.append(row)
-    return rows

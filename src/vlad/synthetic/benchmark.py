@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -10,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlad.files import cache_folder
 from vlad.synthetic.defects import DEFECTS, LESIONS
 from vlad.synthetic.parts import SHAPES, TEXTURES
 from vlad.synthetic.scene import Look, render
@@ -99,7 +99,7 @@ def render_dataset(name: str, cache: Path | None = None) -> Path:
     Returns:
         A folder in MVTec AD's layout; it appears whole or not at all.
     """
-    cache = cache or Path(os.environ.get("VLAD_CACHE") or Path.home() / ".cache" / "vlad")
+    cache = cache or cache_folder()
     target = cache / f"{name}-v{VERSION}"
     if target.is_dir():
         return target

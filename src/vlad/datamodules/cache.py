@@ -1,0 +1,85 @@
+"""Indices remembered between runs, and thrown away as soon as a file comes, goes or is renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlad.files import cache_folder, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["cached", "fingerprint"]
+
+_LISTS = {".csv", ".tsv", ".json", ".jsonl", ".txt"}
+
+
+def fingerprint(root: Path) -> str:
+    """Returns a digest of a tree: the time of change of every folder and of every list in it.
+
+    A folder's time changes when a file in it comes, goes or is renamed; what is inside a picture does not matter
+    to an index, but what is inside a mask may: their folders' masks replaced in place go unseen.
+    """
+    digest = hashlib.sha256()
+    seen: set[tuple[int, int]] = set()
+    stack = [root]
+    while stack:
+        folder = stack.pop()
+        try:
+            status = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        digest.update(f"{folder}\0{status.st_mtime_ns}\0{len(entries)}\0".encode(errors="surrogateescape"))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                stack.append(Path(entry.path))
+            elif Path(entry.name).suffix.lower() in _LISTS:
+                status = entry.stat()
+                digest.update(f"{entry.path}\0{status.st_mtime_ns}\0{status.st_size}\0".encode())
+    return digest.hexdigest()
+
+
+def cached(key: str, root: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """Returns an index from the cache where the tree is as it was, else makes it and remembers it.
+
+    Args:
+        key: Everything that the index depends on but the tree.
+        root: The tree.
+        make: Makes the index.
+    """
+    import pandas as pd
+
+    from vlad.datamodules.index import COLUMNS
+
+    state = fingerprint(root)
+    name = hashlib.sha256(f"{key}\0{root.resolve()}".encode()).hexdigest()[:24]
+    file = cache_folder() / "index" / f"{name}.csv"
+    try:
+        text = file.read_text(encoding="utf-8")
+        head, _, table = text.partition("\n")
+        if head.startswith(state):
+            frame = pd.read_csv(io.StringIO(table), dtype=str, keep_default_na=False)
+            if tuple(frame.columns) == COLUMNS and head == f"{state} {len(frame)}":
+                numbers = ("label", "mask_threshold", "frame")
+                frame = frame.astype({name: "int64" for name in numbers})
+                frame["has_mask"] = frame["has_mask"] == "True"
+                return frame
+    except (OSError, ValueError):
+        pass  # no cache, or a damaged one
+    frame = make()
+    try:
+        write_text(file, f"{state} {len(frame)}\n{frame.to_csv(index=False)}")
+    except (OSError, UnicodeEncodeError):
+        pass  # a cache that cannot be written is only slower
+    return frame

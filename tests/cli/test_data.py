@@ -1,0 +1,126 @@
+import json
+
+import pandas as pd
+import pytest
+from tests_support import write_mask, write_mvtec, write_picture
+
+from vlad.cli import main
+from vlad.datamodules import AnomalyDataModule
+from vlad.datamodules.catalog import list_datasets
+from vlad.datamodules.custom import index_table
+from vlad.datamodules.index import COLUMNS
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_mvtec(tmp_path / "mvtec_ad", ("bottle",))
+
+
+def test_list_and_info(capsys):
+    assert main(["data", "list", "--json"]) == 0
+    assert [record["name"] for record in json.loads(capsys.readouterr().out)] == list_datasets()
+    for name in list_datasets():
+        assert main(["data", "info", name]) == 0
+        assert "licence" in capsys.readouterr().out
+    assert main(["data", "protocols"]) == 0
+    assert "train: mvtec_ad, colondb" in capsys.readouterr().out
+
+
+def test_get_without_a_direct_link_tells_the_steps(tmp_path, capsys):
+    assert main(["data", "get", "mpdd", "--root", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "github.com/stepanje/MPDD" in out
+    assert f"vlad data check mpdd {tmp_path}/mpdd" in out
+    assert main(["data", "get", "synthetic", "--root", str(tmp_path)]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_get_asks_for_the_licence_and_never_overwrites(root, capsys):
+    assert main(["data", "get", "btad", "--root", str(root.parent)]) == 1
+    assert "accept the licence with --yes" in capsys.readouterr().err
+    assert main(["data", "get", "mvtec_ad", "--root", str(root.parent), "--yes"]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_check(root, capsys):
+    assert main(["data", "check", "mvtec_ad", str(root)]) == 1
+    out = capsys.readouterr().out
+    assert "WRONG: 14 x categories that are missing\n  cable\n" in out
+    assert "bottle train normal: 3 here, 209 officially" in out
+    assert main(["data", "check", "mvtec_ad", str(root), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["sound"] is False
+    assert main(["data", "check", "folder", str(root / "bottle")]) == 0
+    assert "9 pictures: sound" in capsys.readouterr().out
+    same = f"folder={root / 'bottle' / 'test'}"
+    assert main(["data", "check", "folder", str(root / "bottle"), "--against", same]) == 0
+
+
+def test_bands_and_thresholds_survive_a_table(tmp_path):
+    write_picture(tmp_path / "ksdd/kos01/Part0.jpg")
+    write_mask(tmp_path / "ksdd/kos01/Part0_label.bmp")
+    output = tmp_path / "index.csv"
+    assert main(["data", "index", str(tmp_path / "ksdd"), "--name", "ksdd", "-o", str(output)]) == 0
+    table = index_table(output)
+    assert table["band"].tolist() == ["0/3", "1/3", "2/3"]
+    assert table["key"].is_unique
+
+
+@pytest.mark.parametrize("file", ["index.csv", "index.jsonl", "index.parquet"])
+def test_index_as_a_table_is_read_back(root, tmp_path, file, capsys):
+    output = tmp_path / file
+    assert main(["data", "index", str(root), "--name", "mvtec_ad", "-o", str(output)]) == 0
+    assert capsys.readouterr().out == f"9 pictures in {output}\n"
+    data = AnomalyDataModule(test=str(output), image_size=32)
+    data.setup("test")
+    frame = data.frames["test"]
+    assert tuple(frame.columns) == COLUMNS
+    assert frame["label"].tolist() == [1, 1, 1, 0, 0, 0]
+    assert (frame["mask_path"] != "").sum() == 3
+
+
+def test_meta_json_there_and_back(root, capsys):
+    assert main(["data", "index", str(root), "--name", "mvtec_ad", "-o", str(root / "meta.json")]) == 0
+    meta = json.loads((root / "meta.json").read_text())
+    assert len(meta["train"]["bottle"]) == 3
+    assert meta["test"]["bottle"][0] == {
+        "img_path": "bottle/test/broken/000.png",
+        "mask_path": "bottle/ground_truth/broken/000_mask.png",
+        "cls_name": "bottle",
+        "specie_name": "broken",
+        "anomaly": 1,
+    }
+    frames = []
+    for _ in range(2):  # read from meta.json, then from the folders
+        data = AnomalyDataModule(root=str(root.parent), test="mvtec_ad", image_size=32)
+        data.setup("test")
+        frames.append(data.frames["test"])
+        (root / "meta.json").unlink(missing_ok=True)
+    assert frames[0].equals(frames[1])
+    main(["data", "index", str(root), "--name", "mvtec_ad", "-o", str(root / "meta.json")])
+    assert main(["data", "index", str(root / "meta.json"), "-o", str(root / "again.csv")]) == 0
+    assert len(pd.read_csv(root / "again.csv")) == 9
+
+
+def test_meta_json_of_another_machine(root):
+    """Absolute paths, other cases of the phases, as AnomalyCLIP's scripts write them."""
+    lines = [{"img_path": "/home/someone/mvtec_ad/bottle/test/good/000.png", "mask_path": "", "cls_name": "bottle",
+              "specie_name": "good", "anomaly": 0}]  # fmt: skip
+    (root / "meta.json").write_text(json.dumps({"Train": {}, "Test": {"bottle": lines}}))
+    data = AnomalyDataModule(root=str(root.parent), test="mvtec_ad", image_size=32)
+    data.setup("test")
+    assert data.frames["test"]["image_path"].tolist() == [str(root / "bottle/test/good/000.png")]
+
+
+def test_own_record_by_path(tmp_path):
+    write_picture(tmp_path / "bolts/fine/a.png")
+    write_picture(tmp_path / "bolts/torn/b.png", seed=1)
+    record = tmp_path / "bolts.toml"
+    record.write_text(
+        'name = "bolts"\ntitle = "Bolts"\ndomain = "industrial"\nlevels = ["image"]\nfolders = ["bolts"]\n'
+        '[categories]\nbolt = "bolt"\n[[layouts]]\nname = "ours"\n'
+        "image = '(?P<species>[^/]+)/(?P<stem>[^/]+)'\nnormal = [\"fine\"]\n"
+    )
+    data = AnomalyDataModule(root=str(tmp_path), test=str(record), image_size=32)
+    data.setup("test")
+    assert list(zip(data.frames["test"]["category"], data.frames["test"]["label"], strict=True)) == [("bolt", 0), ("bolt", 1)]
+    assert main(["data", "check", str(record), str(tmp_path / "bolts")]) == 0

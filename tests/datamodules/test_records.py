@@ -1,0 +1,245 @@
+"""Every record and layout, on a little tree of each: which pictures, in which split, with which label and mask."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests_support import write_picture
+
+from vlad.datamodules.catalog import get_protocol, get_record, list_datasets, list_protocols
+from vlad.datamodules.index import index_record
+
+A, N = 1, 0  # anomalous, normal
+BLACK = object()  # a mask without a defect
+
+
+def mvtec(category, *, normal="good", ending="_mask", suffix=".png"):
+    c = category
+    return {
+        f"{c}/train/{normal}/000{suffix}": (c, "train", N, ""),
+        f"{c}/test/{normal}/000{suffix}": (c, "test", N, ""),
+        f"{c}/test/dent/000{suffix}": (c, "test", A, f"{c}/ground_truth/dent/000{ending}.png"),
+        f"{c}/test/dent/001{suffix}": (c, "test", A, f"{c}/ground_truth/dent/001{ending}.png"),
+    }
+
+
+def repack(category, **more):
+    return {path: (category, *row[1:]) for path, row in mvtec("folder", **{"ending": "", **more}).items()}
+
+
+def pairs(category, images="images", masks="masks", suffix=".png", ending=""):
+    return {f"{images}/{i}{suffix}": (category, "test", A, f"{masks}/{i}{ending}{suffix}") for i in ("1", "10", "2")}
+
+
+def thirds(stem, label_of):
+    return {f"kos01/{stem}.jpg#{k}": ("SDD", None, label_of[k], f"kos01/{stem}_label.bmp" if label_of[k] else "") for k in range(3)}  # fmt: skip
+
+
+BMAD = {
+    "train/good/a.png": ("{}", "train", N, ""),
+    "valid/good/img/b.png": ("{}", "val", N, ""),
+    "valid/good/label/b.png": BLACK,
+    "test/good/img/c.png": ("{}", "test", N, ""),
+    "test/good/label/c.png": BLACK,
+    "test/Ungood/img/d.png": ("{}", "test", A, "test/Ungood/label/d.png"),
+}
+
+
+def bmad(name):
+    if name in {"bmad_oct2017", "bmad_chest", "bmad_histopathology"}:
+        return {"train/good/a.png": (name, "train", N, ""), "valid/Ungood/b.png": (name, "val", A, ""),
+                "test/good/c.png": (name, "test", N, ""), "test/Ungood/d.png": (name, "test", A, "")}  # fmt: skip
+    return {path: row if row is BLACK else (name, *row[1:]) for path, row in BMAD.items()}
+
+
+TREES = {
+    "mvtec_ad": [mvtec("bottle"), mvtec("grid", ending="")],
+    "visa": [mvtec("candle", ending=""), mvtec("candle", normal="ok", suffix=".JPG")],
+    "mpdd": [mvtec("tubes")],
+    "goodsad": [mvtec("food_box", ending="", suffix=".jpg")],
+    "dtd_synthetic": [mvtec("Woven_001")],
+    "synthetic": [mvtec("woven_ring")],
+    "synthetic_aux": [mvtec("striped_disc")],
+    "btad": [
+        mvtec("01", normal="ok", ending="", suffix=".bmp") | {"02/test/ko/7.png": ("02", "test", A, "02/ground_truth/ko/7.bmp")},
+        mvtec("03"),
+    ],
+    "ksdd": [
+        thirds("Part0", [N, A, N]) | thirds("Part1", [N, N, N]) | {"kos01/Part1_label.bmp": BLACK},
+        repack("SDD", ending="_label"),
+    ],
+    "ksdd2": [
+        {
+            "train/10000.png": ("KSDD2", "train", N, ""),
+            "train/10000_GT.png": BLACK,
+            "train/10001.png": ("KSDD2", "train", A, "train/10001_GT.png"),
+            "test/20000.png": ("KSDD2", "test", A, "test/20000_GT.png"),
+            "test/20001.png": ("KSDD2", "test", N, ""),
+            "test/20001_GT.png": BLACK,
+            "test/20001 (copy).png": None,
+        },
+        repack("KSDD2"),
+    ],
+    "dagm": [
+        {
+            "Class10/Train/0001.PNG": ("Class10", "train", N, ""),
+            "Class10/Train/0002.PNG": ("Class10", "train", A, "Class10/Train/Label/0002_label.PNG"),
+            "Class1/Test/0001.PNG": ("Class1", "test", A, "Class1/Test/Label/0001_label.PNG"),
+            "Class1/Test/0002.PNG": ("Class1", "test", N, ""),
+        },
+        mvtec("Class1", ending="_label"),
+    ],
+    "mvtec_loco": [
+        {
+            "pushpins/train/good/000.png": ("pushpins", "train", N, ""),
+            "pushpins/validation/good/000.png": ("pushpins", "val", N, ""),
+            "pushpins/test/good/000.png": ("pushpins", "test", N, ""),
+            "pushpins/test/logical_anomalies/000.png": ("pushpins", "test", A, "pushpins/ground_truth/logical_anomalies/000/"),
+        }
+    ],
+    "mvtec_ad_2": [
+        {
+            "can/train/good/0.png": ("can", "train", N, ""),
+            "can/validation/good/0.png": ("can", "val", N, ""),
+            "can/test_public/good/0.png": ("can", "test", N, ""),
+            "can/test_public/bad/0.png": ("can", "test", A, "can/test_public/ground_truth/bad/0_mask.png"),
+            "can/test_private/0.png": None,
+        }
+    ],
+    "magnetic_tile": [
+        {
+            "MT_Free/Imgs/a.jpg": ("magnetic_tile", "test", N, ""),
+            "MT_Free/Imgs/a.png": BLACK,
+            "MT_Crack/Imgs/b.jpg": ("magnetic_tile", "test", A, "MT_Crack/Imgs/b.png"),
+        },
+        repack("magnetic_tile"),
+    ],
+    "headct": [repack("headct") | {path: row for path, row in repack("headct").items() if not row[3]}],
+    "brain_mri": [
+        {"yes/Y1.jpg": ("brain_mri", "test", A, ""), "no/1 no.jpeg": ("brain_mri", "test", N, ""),
+         "brain_tumor_dataset/yes/Y1.jpg": None, "brain_tumor_dataset/no/1 no.jpeg": None},
+        {"brain_tumor_dataset/yes/Y1.JPG": ("brain_mri", "test", A, ""),
+         "brain_tumor_dataset/no/2.png": ("brain_mri", "test", N, "")},
+    ],  # fmt: skip
+    "br35h": [
+        {"yes/y0.jpg": ("br35h", "test", A, ""), "no/No12.jpg": ("br35h", "test", N, ""), "pred/pred0.jpg": None,
+         "Br35H-Mask-RCNN/TEST/y1.jpg": None}
+    ],  # fmt: skip
+    "covid19": [
+        {"NORMAL/NORMAL (1).png": ("chest", "test", N, ""), "COVID-19/COVID-19 (1).png": ("chest", "test", A, ""),
+         "Viral Pneumonia/x.png": None},
+        {"Normal/images/N-1.png": ("chest", "test", N, ""), "Normal/masks/N-1.png": BLACK,
+         "COVID/images/C-1.png": ("chest", "test", A, ""), "COVID/masks/C-1.png": BLACK},
+    ],  # fmt: skip
+    "isic2016": [
+        pairs("isic", "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth", ending="_Segmentation"),
+        pairs("isic"),
+        repack("isic"),
+    ],
+    "colondb": [
+        {"77.tif": ("ColonDB", "test", A, "p77.tiff"), "1.tiff": ("ColonDB", "test", A, "p1.tiff"), "cp1.tiff": None},
+        pairs("ColonDB"),
+        {f"CVC-ColonDB/{path}": (*row[:3], f"CVC-ColonDB/{row[3]}") for path, row in pairs("ColonDB").items()},
+    ],
+    "clinicdb": [pairs("ClinicDB", "Original", "Ground Truth", ".tif"), pairs("ClinicDB"), repack("ClinicDB")],
+    "kvasir": [pairs("kvasir", suffix=".jpg")],
+    "endotect": [pairs("endo", suffix=".jpg")],
+    "tn3k": [
+        pairs("tn3k", "test-image", "test-mask", ".jpg")
+        | {"trainval-image/0000.jpg": ("tn3k", "train", A, "trainval-mask/0000.jpg")},
+        repack("tn3k"),
+    ],
+    "ddti": [pairs("ddti", "image", "mask", ".PNG")],
+    **{name: [bmad(name)] for name in list_datasets() if name.startswith("bmad_")},
+}
+ELSEWHERE = {"real_iad"}  # listed by JSON files; the official VisA and HeadCT, by CSV, are tested with the index
+
+
+def build(root: Path, tree: dict) -> None:
+    """Writes a tree's pictures, and masks that hold a defect in the middle third."""
+    masks = {row[3] for row in tree.values() if isinstance(row, tuple) and row[3]}
+    for path, row in tree.items():
+        if row is BLACK:
+            write_mask_file(root / path, value=0)
+        else:
+            write_picture(root / path.split("#")[0], seed=len(path))
+    for mask in masks:
+        for file in [f"{mask}000.png", f"{mask}001.png"] if mask.endswith("/") else [mask]:
+            write_mask_file(root / file)
+
+
+def write_mask_file(path: Path, value: int = 255) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros((36, 40), np.uint8)
+    mask[14:20, 10:20] = value
+    Image.fromarray(mask).save(path)
+
+
+CASES = [(name, number) for name, trees in TREES.items() for number in range(len(trees))]
+
+
+def test_every_record_has_a_tree():
+    assert {*TREES, *ELSEWHERE} == set(list_datasets())
+
+
+@pytest.mark.parametrize(("name", "number"), CASES, ids=[f"{name}-{number}" for name, number in CASES])
+def test_layout(name, number, tmp_path):
+    tree, record = TREES[name][number], get_record(name)
+    build(tmp_path, tree)
+    if name == "headct":
+        (tmp_path / "labels.csv").unlink(missing_ok=True)
+    frame = index_record(record, tmp_path)
+    seen = {}
+    for row in frame.to_dict("records"):
+        path = Path(row["image_path"]).relative_to(tmp_path).as_posix()
+        path += f"#{row['band'].split('/')[0]}" if row["band"] else ""
+        mask = Path(row["mask_path"]).relative_to(tmp_path).as_posix() if row["mask_path"] else ""
+        seen[path] = (row["category"], row["split"], row["label"], mask)
+    expected = {path: row for path, row in tree.items() if isinstance(row, tuple)}
+    if "pixel" not in record.levels:
+        expected = {path: (*row[:3], "") for path, row in expected.items()}
+        seen = {path: (*row[:3], "") for path, row in seen.items()}
+        assert not frame["has_mask"].any()
+    elif record.mask_threshold == 0 or name == "magnetic_tile":
+        assert (frame["has_mask"] == ((frame["label"] == 0) | (frame["mask_path"] != ""))).all()
+    if name == "ksdd" and number == 0:  # which normal ones test is drawn
+        assert frame["split"].value_counts().to_dict() == {"train": 3, "test": 3}
+        seen = {path: (row[0], None, *row[2:]) for path, row in seen.items()}
+    clean = {path: (*row[:3], row[3].rstrip("/")) for path, row in expected.items()}
+    assert seen == clean
+    assert frame["key"].is_unique or len(set(zip(frame["category"], frame["key"], strict=True))) == len(frame)
+    assert not set(frame["category"]) - set(record.categories)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_real_iad(nested, tmp_path):
+    folder = tmp_path / ("realiad_jsons/realiad_jsons" if nested else "realiad_jsons")
+    folder.mkdir(parents=True)
+    ok = {"category": "usb", "anomaly_class": "OK", "image_path": "OK/S1/a_C1.jpg", "mask_path": None}
+    bad = {"category": "usb", "anomaly_class": "AK", "image_path": "NG/AK/S2/b_C2.jpg", "mask_path": "NG/AK/S2/b_C2_mask.png"}
+    (folder / "usb.json").write_text(json.dumps({"meta": {}, "train": [ok], "test": [bad, ok]}))
+    (folder / "toy.json").write_text(json.dumps({"meta": {}, "train": [ok], "test": []}))  # not downloaded
+    (folder / "usb_sv.json").write_text("{}")
+    write_picture(tmp_path / "realiad_512/usb/OK/S1/a_C1.jpg")
+    write_picture(tmp_path / "realiad_512/usb/NG/AK/S2/b_C2.jpg")
+    write_mask_file(tmp_path / "realiad_512/usb/NG/AK/S2/b_C2_mask.png")
+    frame = index_record(get_record("real_iad"), tmp_path)
+    assert list(zip(frame["category"], frame["split"], frame["label"], strict=True)) == [
+        ("usb", "test", 1),
+        ("usb", "test", 0),
+        ("usb", "train", 0),
+    ]
+    assert frame["mask_path"][0].endswith("realiad_512/usb/NG/AK/S2/b_C2_mask.png")
+    assert frame["has_mask"].all()
+
+
+@pytest.mark.parametrize("name", list_protocols())
+def test_protocols_name_known_sets(name):
+    protocol = get_protocol(name)
+    assert protocol["title"]
+    for item in [*protocol.get("train", []), *protocol["test"]]:
+        record = get_record(item if isinstance(item, str) else item["name"])
+        if isinstance(item, dict):
+            assert set(item.get("class_names", {})) <= set(record.categories)
