@@ -84,6 +84,16 @@ def hyperparameters(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if not key.startswith("_")}
 
 
+def published_file(path: str | Path) -> Mapping[str, Any]:
+    """Returns the content of a file in its authors' format; {} for one of vlad's own checkpoints.
+
+    Raises:
+        WeightsError: Unreadable.
+    """
+    content = read_file(path)
+    return {} if "vlad" in content else content
+
+
 def read_weights(path: str | Path, method: Method) -> dict[str, Tensor]:
     """Reads a method's trained parameters from its authors' file or from one of vlad's checkpoints.
 

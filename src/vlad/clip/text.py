@@ -70,6 +70,11 @@ class TextTower(nn.Module):
         x = words[:, :length]
         x = x + text.positional_embedding[:length].to(x.dtype)
         x = run_blocks(text.transformer.resblocks, x, mask=causal_mask(length, x), before=before).last
+        return self.finish(x, ends)
+
+    def finish(self, x: Tensor, ends: Tensor) -> Tensor:
+        """Reads sentence features (n, D), not normalised, off the last block's tokens (n, L, W) at their ends (n,)."""
+        text = self.text
         x = text.ln_final(x[torch.arange(len(x), device=x.device), ends])
         projection = text.text_projection
         return projection(x) if isinstance(projection, nn.Module) else x @ projection
