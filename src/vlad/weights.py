@@ -84,14 +84,12 @@ def hyperparameters(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if not key.startswith("_")}
 
 
-def published_file(path: str | Path) -> Mapping[str, Any]:
-    """Returns the content of a file in its authors' format; {} for one of vlad's own checkpoints.
-
-    Raises:
-        WeightsError: Unreadable.
-    """
-    content = read_file(path)
-    return {} if "vlad" in content else content
+def not_published(path: str | Path, content: Mapping[str, Any], method: str) -> WeightsError:
+    """Returns the error of a file that is in no format of a method."""
+    keys = ", ".join(map(str, list(content)[:6]))
+    return WeightsError(
+        f"{path} is neither a vlad checkpoint nor in the published format of {method} (its top-level keys: {keys})"
+    )
 
 
 def read_weights(path: str | Path, method: Method) -> dict[str, Tensor]:
@@ -113,8 +111,4 @@ def read_weights(path: str | Path, method: Method) -> dict[str, Tensor]:
     try:
         return method.published_state(content)
     except (KeyError, AttributeError, TypeError) as error:
-        keys = ", ".join(map(str, list(content)[:6]))
-        raise WeightsError(
-            f"{path} is neither a vlad checkpoint nor in the published format of {type(method).__name__} "
-            f"(its top-level keys: {keys})"
-        ) from error
+        raise not_published(path, content, type(method).__name__) from error

@@ -24,7 +24,7 @@ from vlad.methods.fusion import Clustering, fuse
 from vlad.methods.losses import dice_loss, focal_loss
 from vlad.prompts import load_prompts
 from vlad.types import Batch, Prediction
-from vlad.weights import published_file
+from vlad.weights import hyperparameters, not_published, read_file
 
 __all__ = ["AdaCLIP"]
 
@@ -90,12 +90,14 @@ class AdaCLIP(Method):
         if image.depth < 4:
             raise MethodError(f"AdaCLIP reads four blocks; this CLIP has {image.depth}")
         self.layers = tuple(image.depth // 4 * k for k in (1, 2, 3, 4))
-        known = _settings(published_file(weights)) if weights else {}
-        self.prompt_type = prompt_type or known.get("prompt_type", "SD")
-        self.branch = branch or known.get("branch", "VL")
-        self.depth, self.length = depth or known.get("depth", 4), length or known.get("length", 5)
-        if not 1 <= self.depth <= min(image.depth, text.depth):
-            raise MethodError(f"depth must be from 1 to {min(image.depth, text.depth)}, got {self.depth}")
+        known = _settings(read_file(weights), weights) if weights else {}
+        self.prompt_type: PromptType = prompt_type or known.get("prompt_type", "SD")
+        self.branch: Branch = branch or known.get("branch", "VL")
+        self.depth: int = known.get("depth", 4) if depth is None else depth
+        self.length: int = known.get("length", 5) if length is None else length
+        deepest = min(tower.depth for tower, letter in ((image, "V"), (text, "L")) if letter in self.branch)
+        if not 1 <= self.depth <= deepest:
+            raise MethodError(f"depth must be from 1 to {deepest}, got {self.depth}")
         if self.length < 1 or clusters < 1:
             raise MethodError(f"length and clusters must be at least 1, got {self.length} and {clusters}")
         self.fusion, self.clusters, self.clustering = fusion, clusters, clustering
@@ -364,15 +366,18 @@ def _prompts(blocks: Sequence[int], length: int, width: int) -> nn.ParameterDict
     return nn.ParameterDict({f"block_{block}": nn.Parameter(0.02 * torch.randn(length, width)) for block in blocks})
 
 
-def _settings(file: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads type, branch, depth and length of prompts off the names and shapes of a published file."""
+def _settings(file: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Reads type, branch, depth and length of prompts off the names and shapes of a published file, or off our own."""
+    if "vlad" in file:
+        saved = hyperparameters(file)
+        return {key: saved[key] for key in ("prompt_type", "branch", "depth", "length") if saved.get(key) is not None}
+    if not any("patch_token_layer" in key for key in file):
+        raise not_published(path, file, "AdaCLIP")
     static = {tower: [key for key in file if f"{tower}_prompter.static_prompts." in key] for tower in ("visual", "text")}
     dynamic = {
         tower: [key for key in file if re.search(rf"dynamic_{tower}_prompt_generator\.head\.\d+\.weight", key)]
         for tower in ("visual", "text")
     }
-    if not any("patch_token_layer" in key for key in file):
-        return {}
     found: dict[str, Any] = {"prompt_type": ("S" if any(static.values()) else "") + ("D" if any(dynamic.values()) else "")}
     found["prompt_type"] = found["prompt_type"] or "none"
     if any(static.values()):
