@@ -27,7 +27,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 class Plain(Dataset):
-    """Opens, converts, resizes, normalises and pads with PIL and torchvision, as AdaCLIP's and AnomalyCLIP's sets do."""
+    """Opens, converts, resizes, normalises and pads with PIL and torchvision, as AdaCLIP's code does."""
 
     def __init__(self, frame):
         self.rows = frame.to_dict("records")
@@ -118,7 +118,11 @@ def main() -> None:
                 middle = statistics.median(seconds)
                 lines.append(f"| {title} | {name} | {count / middle:.1f} | {base / middle:.2f}x |")
                 print(lines[-1], flush=True)
-    text = f"# Reading pictures at {SIDE} px\n\n`python benchmarks/data.py`, {options.workers} processes\n\n" + "\n".join(lines) + "\n"
+    text = (
+        f"# Reading pictures at {SIDE} px\n\n`python benchmarks/data.py`, {options.workers} processes\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
     if options.out:
         options.out.write_text(text)
 

@@ -82,8 +82,10 @@ def turn(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Ten
 def contrastive(image: Tensor, text: Tensor, true: Tensor) -> Tensor:
     """Returns CLIP's loss of similarities (B, B) where a caption may be true of several pictures."""
     logits = image @ text.T
+
     def one_way(logits: Tensor, true: Tensor) -> Tensor:
         return -((logits.log_softmax(1) * true).sum(1) / true.sum(1)).mean()
+
     return (one_way(logits, true) + one_way(logits.T, true.T)) / 2
 
 

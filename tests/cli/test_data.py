@@ -122,5 +122,8 @@ def test_own_record_by_path(tmp_path):
     )
     data = AnomalyDataModule(root=str(tmp_path), test=str(record), image_size=32)
     data.setup("test")
-    assert list(zip(data.frames["test"]["category"], data.frames["test"]["label"], strict=True)) == [("bolt", 0), ("bolt", 1)]
+    assert list(zip(data.frames["test"]["category"], data.frames["test"]["label"], strict=True)) == [
+        ("bolt", 0),
+        ("bolt", 1),
+    ]
     assert main(["data", "check", str(record), str(tmp_path / "bolts")]) == 0

@@ -18,7 +18,9 @@ def indexed(root):
 @pytest.fixture
 def calls(monkeypatch):
     made = []
-    monkeypatch.setattr(module, "index_record", lambda *a, _real=module.index_record, **k: made.append(1) or _real(*a, **k))
+    monkeypatch.setattr(
+        module, "index_record", lambda *a, _real=module.index_record, **k: made.append(1) or _real(*a, **k)
+    )
     return made
 
 

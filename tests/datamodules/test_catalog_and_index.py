@@ -125,7 +125,9 @@ def test_missing_folder_and_unknown_layout_say_what_to_do(tmp_path):
     with pytest.raises(DataError, match=r"MVTec AD: folder .*nowhere does not exist.*mvtec.com"):
         index("mvtec_ad", tmp_path / "nowhere")
     write_picture(tmp_path / "loose.png")
-    with pytest.raises(DataError, match=r"none of the known layouts \(meta.json .*; official: <category>/<split>.*unpack it"):
+    with pytest.raises(
+        DataError, match=r"none of the known layouts \(meta.json .*; official: <category>/<split>.*unpack it"
+    ):
         index("mvtec_ad", tmp_path)
 
 

@@ -7,6 +7,7 @@ import tarfile
 import threading
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -20,7 +21,7 @@ CONTENT = bytes(range(256)) * 4096
 class Handler(http.server.BaseHTTPRequestHandler):
     """Serves CONTENT, by ranges; /broken drops the connection half way."""
 
-    asked: list[str | None] = []
+    asked: ClassVar[list[str | None]] = []
     fail = False
 
     def do_GET(self):

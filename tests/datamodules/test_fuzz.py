@@ -53,13 +53,17 @@ def test_damaged_pictures_are_read_or_named(kind, tmp_path):
     file, refused = tmp_path / "picture.png", 0
     for seed in range(60):
         file.write_bytes(damaged(encoded(kind), seed))
-        for read in (lambda: load_image(str(file)), lambda: load_mask(str(file)), lambda: load_image(str(file), near=8)):
+        for read in (
+            lambda: load_image(str(file)),
+            lambda: load_mask(str(file)),
+            lambda: load_image(str(file), near=8),
+        ):
             try:
                 read()
             except DataError as error:
                 refused += 1
                 assert str(file) in str(error)  # noqa: PT017 - reading may succeed as well
-                assert "\n" not in str(error)
+                assert "\n" not in str(error)  # noqa: PT017
     assert refused > 20
 
 
@@ -76,7 +80,9 @@ def test_huge_dimensions_in_the_header(tmp_path):
         load_mask(str(file))
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<html>not found</html>", b"GIF89a", b"II*\0\xff\xff\xff\xff", b"II*\0"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"<html>not found</html>", b"GIF89a", b"II*\0\xff\xff\xff\xff", b"II*\0"]
+)
 def test_files_that_are_no_pictures(content, tmp_path):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read image .*a\.jpg"):
@@ -131,7 +137,8 @@ def test_broken_tables_of_random_bytes(tmp_path):
 METAS = [
     "", "[]", "{}", "null", '{"train": []}', '{"train": {"a": [1]}}', '{"test": {"a": [{"img_path": 3}]}}',
     '{"sometimes": {"a": [{"img_path": "a.png", "anomaly": 0}]}}', '{"test": {"a": [{"img_path": "a.png"}]}}',
-    '{"test": {"a": [{"img_path": "../a.png", "anomaly": 0}]}}', '{"test": {"a": [{"img_path": "gone.png", "anomaly": 1}]}}',
+    '{"test": {"a": [{"img_path": "../a.png", "anomaly": 0}]}}',
+    '{"test": {"a": [{"img_path": "gone.png", "anomaly": 1}]}}',
     '{"test": {"a": [{"img_path": "a.png", "anomaly": "x"}]}}', "[" * 5000,
 ]  # fmt: skip
 
@@ -203,7 +210,8 @@ def test_commands_say_one_line_and_leave_no_partial_file(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-RECORDS = ['name = "x"', "name = ", 'name = "x"\nlayuots = []', 'name="x"\ntitle="x"\ndomain="industrial"\nlevels=[]\nfolders=[]\n[categories]\na="a"\n[[layouts]]\nname="l"\nimage="("\n']  # fmt: skip
+HEAD = 'name="x"\ntitle="x"\ndomain="industrial"\nlevels=[]\nfolders=[]\n[categories]\na="a"\n'
+RECORDS = ['name = "x"', "name = ", 'name = "x"\nlayuots = []', HEAD, HEAD + '[[layouts]]\nname="l"\nimage="("\n']
 
 
 @pytest.mark.parametrize("text", RECORDS)

@@ -34,7 +34,8 @@ def pairs(category, images="images", masks="masks", suffix=".png", ending=""):
 
 
 def thirds(stem, label_of):
-    return {f"kos01/{stem}.jpg#{k}": ("SDD", None, label_of[k], f"kos01/{stem}_label.bmp" if label_of[k] else "") for k in range(3)}  # fmt: skip
+    mask = f"kos01/{stem}_label.bmp"
+    return {f"kos01/{stem}.jpg#{k}": ("SDD", None, label, mask if label else "") for k, label in enumerate(label_of)}
 
 
 BMAD = {
@@ -63,7 +64,8 @@ TREES = {
     "synthetic": [mvtec("woven_ring")],
     "synthetic_aux": [mvtec("striped_disc")],
     "btad": [
-        mvtec("01", normal="ok", ending="", suffix=".bmp") | {"02/test/ko/7.png": ("02", "test", A, "02/ground_truth/ko/7.bmp")},
+        mvtec("01", normal="ok", ending="", suffix=".bmp")
+        | {"02/test/ko/7.png": ("02", "test", A, "02/ground_truth/ko/7.bmp")},
         mvtec("03"),
     ],
     "ksdd": [
@@ -96,7 +98,12 @@ TREES = {
             "pushpins/train/good/000.png": ("pushpins", "train", N, ""),
             "pushpins/validation/good/000.png": ("pushpins", "val", N, ""),
             "pushpins/test/good/000.png": ("pushpins", "test", N, ""),
-            "pushpins/test/logical_anomalies/000.png": ("pushpins", "test", A, "pushpins/ground_truth/logical_anomalies/000/"),
+            "pushpins/test/logical_anomalies/000.png": (
+                "pushpins",
+                "test",
+                A,
+                "pushpins/ground_truth/logical_anomalies/000/",
+            ),
         }
     ],
     "mvtec_ad_2": [
@@ -118,21 +125,38 @@ TREES = {
     ],
     "headct": [repack("headct") | {path: row for path, row in repack("headct").items() if not row[3]}],
     "brain_mri": [
-        {"yes/Y1.jpg": ("brain_mri", "test", A, ""), "no/1 no.jpeg": ("brain_mri", "test", N, ""),
-         "brain_tumor_dataset/yes/Y1.jpg": None, "brain_tumor_dataset/no/1 no.jpeg": None},
-        {"brain_tumor_dataset/yes/Y1.JPG": ("brain_mri", "test", A, ""),
-         "brain_tumor_dataset/no/2.png": ("brain_mri", "test", N, "")},
-    ],  # fmt: skip
+        {
+            "yes/Y1.jpg": ("brain_mri", "test", A, ""),
+            "no/1 no.jpeg": ("brain_mri", "test", N, ""),
+            "brain_tumor_dataset/yes/Y1.jpg": None,
+            "brain_tumor_dataset/no/1 no.jpeg": None,
+        },
+        {
+            "brain_tumor_dataset/yes/Y1.JPG": ("brain_mri", "test", A, ""),
+            "brain_tumor_dataset/no/2.png": ("brain_mri", "test", N, ""),
+        },
+    ],
     "br35h": [
-        {"yes/y0.jpg": ("br35h", "test", A, ""), "no/No12.jpg": ("br35h", "test", N, ""), "pred/pred0.jpg": None,
-         "Br35H-Mask-RCNN/TEST/y1.jpg": None}
-    ],  # fmt: skip
+        {
+            "yes/y0.jpg": ("br35h", "test", A, ""),
+            "no/No12.jpg": ("br35h", "test", N, ""),
+            "pred/pred0.jpg": None,
+            "Br35H-Mask-RCNN/TEST/y1.jpg": None,
+        }
+    ],
     "covid19": [
-        {"NORMAL/NORMAL (1).png": ("chest", "test", N, ""), "COVID-19/COVID-19 (1).png": ("chest", "test", A, ""),
-         "Viral Pneumonia/x.png": None},
-        {"Normal/images/N-1.png": ("chest", "test", N, ""), "Normal/masks/N-1.png": BLACK,
-         "COVID/images/C-1.png": ("chest", "test", A, ""), "COVID/masks/C-1.png": BLACK},
-    ],  # fmt: skip
+        {
+            "NORMAL/NORMAL (1).png": ("chest", "test", N, ""),
+            "COVID-19/COVID-19 (1).png": ("chest", "test", A, ""),
+            "Viral Pneumonia/x.png": None,
+        },
+        {
+            "Normal/images/N-1.png": ("chest", "test", N, ""),
+            "Normal/masks/N-1.png": BLACK,
+            "COVID/images/C-1.png": ("chest", "test", A, ""),
+            "COVID/masks/C-1.png": BLACK,
+        },
+    ],
     "isic2016": [
         pairs("isic", "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth", ending="_Segmentation"),
         pairs("isic"),
@@ -218,7 +242,12 @@ def test_real_iad(nested, tmp_path):
     folder = tmp_path / ("realiad_jsons/realiad_jsons" if nested else "realiad_jsons")
     folder.mkdir(parents=True)
     ok = {"category": "usb", "anomaly_class": "OK", "image_path": "OK/S1/a_C1.jpg", "mask_path": None}
-    bad = {"category": "usb", "anomaly_class": "AK", "image_path": "NG/AK/S2/b_C2.jpg", "mask_path": "NG/AK/S2/b_C2_mask.png"}
+    bad = {
+        "category": "usb",
+        "anomaly_class": "AK",
+        "image_path": "NG/AK/S2/b_C2.jpg",
+        "mask_path": "NG/AK/S2/b_C2_mask.png",
+    }
     (folder / "usb.json").write_text(json.dumps({"meta": {}, "train": [ok], "test": [bad, ok]}))
     (folder / "toy.json").write_text(json.dumps({"meta": {}, "train": [ok], "test": []}))  # not downloaded
     (folder / "usb_sv.json").write_text("{}")

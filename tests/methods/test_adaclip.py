@@ -174,7 +174,9 @@ KINDS = [("none", "VL"), *itertools.product(("S", "D", "SD"), ("V", "L", "VL"))]
 @pytest.mark.parametrize(("prompt_type", "branch"), KINDS)
 @pytest.mark.parametrize("fusion", [True, False])
 def test_every_combination_runs_and_trains_what_it_has(tiny, prompt_type, branch, fusion):
-    method = AdaCLIP(tiny, None, 64, prompt_type=prompt_type, branch=branch, depth=2, length=3, clusters=3, fusion=fusion)
+    method = AdaCLIP(
+        tiny, None, 64, prompt_type=prompt_type, branch=branch, depth=2, length=3, clusters=3, fusion=fusion
+    )
     batch = random_batch(3)
     torch.stack(list(method.train().loss(batch).values())).sum().backward()
     silent = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
@@ -189,7 +191,9 @@ def test_every_combination_runs_and_trains_what_it_has(tiny, prompt_type, branch
 def test_static_text_is_encoded_once_until_the_prompts_change(tiny, monkeypatch):
     method = AdaCLIP(tiny, None, 64, prompt_type="S", branch="L", depth=2, length=3).eval()
     calls = []
-    monkeypatch.setattr(module, "run_blocks", lambda *a, _real=module.run_blocks, **k: calls.append(1) or _real(*a, **k))
+    monkeypatch.setattr(
+        module, "run_blocks", lambda *a, _real=module.run_blocks, **k: calls.append(1) or _real(*a, **k)
+    )
     batch = random_batch(3)
     with torch.no_grad():
         first = method.score(batch["image"], batch["class_name"])
@@ -307,7 +311,11 @@ def test_a_pickle_with_code_is_refused(tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"depth": 3}, "depth must be from 1 to 2"), ({"length": 0}, "length and clusters"), ({"clusters": 0}, "length and")],
+    [
+        ({"depth": 3}, "depth must be from 1 to 2"),
+        ({"length": 0}, "length and clusters"),
+        ({"clusters": 0}, "length and"),
+    ],
 )
 def test_settings_out_of_range(tiny, options, message):
     with pytest.raises(MethodError, match=message):

@@ -5,7 +5,6 @@ import pytest
 import vlad
 from vlad.testing import CHECKS, check_method, iter_checks
 
-
 SMALL = {  # what fits the tiny CLIP: four blocks in the image tower, two in the text tower
     "sdp": {"layers": [2, 4]},
     "sdp_plus": {"layers": [2, 4]},

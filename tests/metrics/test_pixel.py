@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from vlad.errors import VladError
 from vlad.metrics import PixelMetrics
-from vlad.metrics.histogram import _bits, _bits_on_cpu, BINS, Histogram, merge, score_of
+from vlad.metrics.histogram import BINS, Histogram, _bits, _bits_on_cpu, merge, score_of
 from vlad.metrics.pixel import KEPT
 from vlad.metrics.regions import RegionCache, find_regions
 

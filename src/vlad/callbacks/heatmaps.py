@@ -25,9 +25,7 @@ from vlad.types import Batch, Prediction
 __all__ = ["HeatMaps", "choose_for_sheet"]
 
 
-def choose_for_sheet(
-    drawn: Sequence[tuple[tuple[str, str], str, int, float]], limit: int = 24
-) -> list[str]:
+def choose_for_sheet(drawn: Sequence[tuple[tuple[str, str], str, int, float]], limit: int = 24) -> list[str]:
     """Chooses what stands for a run, without picking cherries.
 
     Args:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,14 +73,12 @@ def cached(key: str, root: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFra
             frame = pd.read_csv(io.StringIO(table), dtype=str, keep_default_na=False)
             if tuple(frame.columns) == COLUMNS and head == f"{state} {len(frame)}":
                 numbers = ("label", "mask_threshold", "frame")
-                frame = frame.astype({name: "int64" for name in numbers})
+                frame = frame.astype(dict.fromkeys(numbers, "int64"))
                 frame["has_mask"] = frame["has_mask"] == "True"
                 return frame
     except (OSError, ValueError):
         pass  # no cache, or a damaged one
     frame = make()
-    try:
+    with suppress(OSError, UnicodeEncodeError):  # without the cache it is only slower
         write_text(file, f"{state} {len(frame)}\n{frame.to_csv(index=False)}")
-    except (OSError, UnicodeEncodeError):
-        pass  # a cache that cannot be written is only slower
     return frame

@@ -18,7 +18,16 @@ from typing import Any, Literal
 
 from vlad.errors import DataError, nearest
 
-__all__ = ["Download", "Layout", "Record", "get_protocol", "get_record", "list_datasets", "list_protocols", "read_record"]
+__all__ = [
+    "Download",
+    "Layout",
+    "Record",
+    "get_protocol",
+    "get_record",
+    "list_datasets",
+    "list_protocols",
+    "read_record",
+]
 
 GROUP = "vlad.datasets"
 

@@ -97,7 +97,9 @@ def check_index(frame: pd.DataFrame, record: Record | None = None, *, others: Se
                 found[kind in _SERIOUS, kind].append(text)
     _duplicates(rows, [row for other in others for row in other.to_dict("records")], found)
     report.findings = [
-        Finding(kind, serious, len(texts), texts[:5]) for (serious, kind), texts in sorted(found.items(), reverse=True) if texts
+        Finding(kind, serious, len(texts), texts[:5])
+        for (serious, kind), texts in sorted(found.items(), reverse=True)
+        if texts
     ]
     return report
 
@@ -151,11 +153,11 @@ def _compare_counts(frame: pd.DataFrame, record: Record, found: dict[tuple[bool,
         if record.counts:
             break  # said already, category by category
         here = frame[frame["split"] == split]
-        counts = {"normal": int((here["label"] == 0).sum()), "anomalous": int((here["label"] == 1).sum())}
-        counts["total"] = len(here)
+        seen = {"normal": int((here["label"] == 0).sum()), "anomalous": int((here["label"] == 1).sum())}
+        seen["total"] = len(here)
         for kind, number in expected.items():
-            if counts[kind] != number:
-                text = f"{split} {kind}: {counts[kind]} here, {number} officially"
+            if seen[kind] != number:
+                text = f"{split} {kind}: {seen[kind]} here, {number} officially"
                 found[True, "counts that differ from the official ones"].append(text)
 
 

@@ -204,8 +204,8 @@ class AnomalyDataModule(LightningDataModule):
                 if other.name in shares:
                     rank_zero_warn(f"{part} on {source.name}, train on {other.name}: {shares[other.name]}")
                 elif other.name == source.name and (other.split or "test") == (source.split or "test"):
-                    both = {*(other.categories or self.categories or [None])}
-                    if both & {*(source.categories or self.categories or [None])}:
+                    both = {*(other.categories or self.categories or [""])}
+                    if both & {*(source.categories or self.categories or [""])}:
                         rank_zero_warn(f"{part} and train are the same pictures of {source.name}")
 
     @staticmethod

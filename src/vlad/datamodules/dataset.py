@@ -62,9 +62,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         crop = Crop.parse(row["band"])
         # A mask is at full size, and so must its image be for them to be augmented together.
         near = self.preprocess.size if self.fast_jpeg and self.augment is None else 0
-        image = load_image(
-            row["image_path"], crop=crop, frame=int(row["frame"]), reader=row["reader"], near=near
-        )
+        image = load_image(row["image_path"], crop=crop, frame=int(row["frame"]), reader=row["reader"], near=near)
         sample = {name: row[name] for name in ("class_name", "dataset", "category", "key")}
         sample |= {"path": row["image_path"], "index": index}
         sample |= {"band": row["band"], "frame": int(row["frame"]), "reader": row["reader"]}

@@ -44,17 +44,17 @@ class Crop(NamedTuple):
     """
 
     number: int
-    count: int
+    of: int
 
     @classmethod
     def parse(cls, text: str) -> Crop:
         """Reads "k/n"; "" is the whole picture."""
-        number, _, count = text.partition("/")
-        return cls(int(number), int(count)) if count else cls(0, 1)
+        number, _, of = text.partition("/")
+        return cls(int(number), int(of)) if of else cls(0, 1)
 
     def rows(self, height: int) -> tuple[int, int]:
         """Returns the first row and the row after the last."""
-        return height * self.number // self.count, height * (self.number + 1) // self.count
+        return height * self.number // self.of, height * (self.number + 1) // self.of
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def load_image(path: str, *, crop: Crop | None = None, frame: int = -1, reader: 
                     if near and opened.format == "JPEG":
                         opened.draft(None, (2 * near, 2 * near))
                     picture = _to_rgb(opened)
-        if crop is not None and crop.count > 1:
+        if crop is not None and crop.of > 1:
             top, bottom = crop.rows(picture.height)
             picture = picture.crop((0, top, picture.width, bottom))
         return picture
@@ -176,7 +176,7 @@ def load_mask(
         return np.logical_or.reduce(masks)
     with _naming("mask", path), Image.open(path) as picture:
         values = np.asarray(picture if picture.mode in {"P", "L", "1", "I;16", "I"} else picture.convert("L"))
-    if crop is not None and crop.count > 1:
+    if crop is not None and crop.of > 1:
         top, bottom = crop.rows(len(values))
         values = values[top:bottom]
     if size is not None and (values.shape[1], values.shape[0]) != size:

@@ -52,8 +52,8 @@ def fetch(file: Download, folder: Path) -> Path:
     if not _checksum(partial, file.checksum):
         partial.unlink()
         raise DataError(
-            f"{file.url} has another checksum than the published {file.checksum}: it was damaged on the way or the file "
-            "has changed; try again, or download it by hand"
+            f"{file.url} has another checksum than the published {file.checksum}: it was damaged on the way or "
+            "the file has changed; try again, or download it by hand"
         )
     partial.replace(target)
     return target

@@ -82,7 +82,11 @@ def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     def short(row: dict[str, Any]) -> tuple[str, str, str]:
-        return row["dataset"], row["category"], f"{_without_suffix(row['relative'])} {row.get('band')} {row.get('frame')}"
+        return (
+            row["dataset"],
+            row["category"],
+            f"{_without_suffix(row['relative'])} {row.get('band')} {row.get('frame')}",
+        )
 
     times = Counter(short(row) for row in rows)
     finished = []
@@ -126,7 +130,9 @@ def index_record(
     for layout in record.layouts:
         rows = rows or layout_rows(record, layout, root, files)
     if not rows:
-        tried = "; ".join([f"{META} of AdaCLIP or AnomalyCLIP", *(f"{one.name}: {one.wanted}" for one in record.layouts)])
+        tried = "; ".join(
+            [f"{META} of AdaCLIP or AnomalyCLIP", *(f"{one.name}: {one.wanted}" for one in record.layouts)]
+        )
         raise DataError(
             f"{record.title}: {root} is in none of the known layouts ({tried}); {record.steps} ({record.url})"
         )

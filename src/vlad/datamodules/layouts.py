@@ -98,7 +98,9 @@ def _read_labels(layout: Layout, root: Path) -> dict[str, int] | None:
     if not layout.labels or not (root / layout.labels["file"]).is_file():
         return None
     found = {}
-    for number, line in enumerate(_read_csv(root / layout.labels["file"], [layout.labels["key"], layout.labels["value"]]), start=2):
+    for number, line in enumerate(
+        _read_csv(root / layout.labels["file"], [layout.labels["key"], layout.labels["value"]]), start=2
+    ):
         try:
             found[line[layout.labels["key"]].lstrip("0") or "0"] = int(line[layout.labels["value"]])
         except ValueError as error:
@@ -213,8 +215,8 @@ def meta_rows(root: Path, *, masks: bool = True) -> list[Row]:
         ) from error
     if missing:
         raise DataError(
-            f"{file} names {len(missing)} pictures that are not there (first: {', '.join(missing[:5])}); correct it, or "
-            "remove it and the folders are read instead"
+            f"{file} names {len(missing)} pictures that are not there (first: {', '.join(missing[:5])}); correct it, "
+            "or remove it and the folders are read instead"
         )
     return rows
 

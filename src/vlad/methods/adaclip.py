@@ -373,12 +373,16 @@ def _settings(file: Mapping[str, Any], path: str) -> dict[str, Any]:
         return {key: saved[key] for key in ("prompt_type", "branch", "depth", "length") if saved.get(key) is not None}
     if not any("patch_token_layer" in key for key in file):
         raise not_published(path, file, "AdaCLIP")
-    static = {tower: [key for key in file if f"{tower}_prompter.static_prompts." in key] for tower in ("visual", "text")}
+    static = {
+        tower: [key for key in file if f"{tower}_prompter.static_prompts." in key] for tower in ("visual", "text")
+    }
     dynamic = {
         tower: [key for key in file if re.search(rf"dynamic_{tower}_prompt_generator\.head\.\d+\.weight", key)]
         for tower in ("visual", "text")
     }
-    found: dict[str, Any] = {"prompt_type": ("S" if any(static.values()) else "") + ("D" if any(dynamic.values()) else "")}
+    found: dict[str, Any] = {
+        "prompt_type": ("S" if any(static.values()) else "") + ("D" if any(dynamic.values()) else "")
+    }
     found["prompt_type"] = found["prompt_type"] or "none"
     if any(static.values()):
         found["branch"] = "".join(letter for letter, tower in (("V", "visual"), ("L", "text")) if static[tower])

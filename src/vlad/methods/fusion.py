@@ -36,8 +36,8 @@ def cluster(points: Tensor, count: int, clustering: Clustering = "fixed") -> Ten
     if clustering == "sklearn":
         from sklearn.cluster import KMeans
 
-        labels = [KMeans(n_clusters=count, n_init="auto").fit_predict(one) for one in points.float().cpu().numpy()]
-        return torch.stack([torch.as_tensor(one) for one in labels]).long().to(points.device)
+        found = [KMeans(n_clusters=count, n_init="auto").fit_predict(one) for one in points.float().cpu().numpy()]
+        return torch.stack([torch.as_tensor(one) for one in found]).long().to(points.device)
     points = points.float()
     with torch.autocast(points.device.type, enabled=False):
         gram = points @ points.transpose(1, 2)
@@ -69,7 +69,9 @@ def _first_centers(apart: Tensor, count: int) -> Tensor:
         reach = nearest.cumsum(1)
         wanted = draws[number] * reach[:, -1:]
         candidates = torch.searchsorted(reach, wanted.contiguous()).clamp(max=apart.shape[1] - 1)
-        options = torch.minimum(nearest[:, None, :], apart.gather(1, candidates[..., None].expand(-1, -1, apart.shape[2])))
+        options = torch.minimum(
+            nearest[:, None, :], apart.gather(1, candidates[..., None].expand(-1, -1, apart.shape[2]))
+        )
         best = options.sum(2).argmin(1)
         rows = torch.arange(len(apart), device=apart.device)
         nearest = options[rows, best]

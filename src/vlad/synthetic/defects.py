@@ -70,9 +70,7 @@ class Canvas:
         return np.clip(tone + np.array([draw.between(-0.06, 0.06) for _ in range(3)]), 0, 1)
 
 
-def _walk(
-    draw: Draw, start: tuple[float, float], step: float, steps: int, turn: float
-) -> list[tuple[float, float]]:
+def _walk(draw: Draw, start: tuple[float, float], step: float, steps: int, turn: float) -> list[tuple[float, float]]:
     angle = draw.between(0, 2 * np.pi)
     points = [start]
     for _ in range(steps):

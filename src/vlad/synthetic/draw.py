@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -106,7 +107,7 @@ def smoothstep(low: float, high: float, x: Array) -> Array:
 def segment_distance(x: Array, y: Array, points: Sequence[tuple[float, float]]) -> Array:
     """Returns the distance of every pixel to a line through points."""
     best = np.full_like(x, np.inf)
-    for (ax, ay), (bx, by) in zip(points, points[1:], strict=False):
+    for (ax, ay), (bx, by) in pairwise(points):
         dx, dy = bx - ax, by - ay
         length = max(dx * dx + dy * dy, 1e-12)
         from_x, from_y = x - ax, y - ay

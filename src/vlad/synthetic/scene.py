@@ -71,7 +71,7 @@ def render(look: Look, defect: str = "", *, seed: tuple[int, ...], size: int = 1
 
 
 def _background(draw: Draw, size: int) -> Array:
-    x, y = rotate(*grid(size), draw.between(0, 2 * np.pi))
+    x, _ = rotate(*grid(size), draw.between(0, 2 * np.pi))
     tone = draw.between(0.08, 0.85)
     tint = tone + np.array([draw.between(-0.05, 0.05) for _ in range(3)])
     light = 1 + draw.between(0, 0.15) * x + draw.between(0, 0.08) * draw.noise(size, 3)
@@ -102,7 +102,7 @@ def _part(draw: Draw, look: Look, size: int) -> Canvas:
         slope_y, slope_x = np.gradient(depth)
         facing = (cos * slope_x + sin * slope_y) * (size / 2)
         light = light + 0.22 * np.clip(facing, -1, 1) * smoothstep(-0.09, 0.0, depth)
-        away = rotate(np.float32(0.07 * cos), np.float32(0.07 * sin), turn)
+        away = rotate(np.array(0.07 * cos, np.float32), np.array(0.07 * sin, np.float32), turn)
         shadow = SHAPES[look.shape](u + away[0], v + away[1]) * scale
         background = background * (1 - 0.35 * smoothstep(0.05, -0.05, shadow))
     cover = np.clip(0.5 - depth * size / 2, 0, 1)

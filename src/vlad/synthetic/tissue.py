@@ -48,7 +48,7 @@ def _skin(draw: Draw, size: int) -> tuple[Array, Array]:
 
 
 def _ultrasound(draw: Draw, size: int) -> tuple[Array, Array]:
-    x, y = rotate(*grid(size), draw.between(-0.2, 0.2))
+    _, y = rotate(*grid(size), draw.between(-0.2, 0.2))
     layers = 0.12 * np.sin(draw.between(5, 8) * (y + 0.08 * draw.noise(size, 3)) + draw.between(0, 6))
     tone = (0.38 + layers - 0.12 * y) * (1 + 0.35 * draw.noise(size, size / 3) + 0.15 * draw.grain((size, size)))
     return _grey(np.clip(tone, 0.02, 1)), np.full((size, size), -1.0)
