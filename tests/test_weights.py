@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 import vlad
+from vlad.cli import main
 from vlad.errors import MethodError, RegistryError, WeightsError
 from vlad.methods.sdp_plus import SDPPlus
 
@@ -119,3 +120,17 @@ def test_another_clip_is_refused(method, tmp_path):
 def test_a_layer_out_of_range_is_named(tiny):
     with pytest.raises(MethodError, match=r"from 1 to 4, got \[3, 6\]"):
         vlad.load("sdp", backbone=tiny, pretrained=None, image_size=64, layers=[3, 6])
+
+
+def test_exported_weights_hold_everything(method, tiny, tmp_path, capsys):
+    run = checkpoint(method, tmp_path)
+    target = tmp_path / "out" / "trained.safetensors"
+    assert main(["export-weights", str(run), "-o", str(target)]) == 0
+    assert [path.name for path in target.parent.iterdir()] == ["trained.safetensors"]
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = method.eval().score(images, ["bottle"]).anomaly_map
+        for loaded in (vlad.load(str(target)), type(method)(**{**method.hparams, "weights": str(target)}).eval()):
+            assert torch.equal(loaded.score(images, ["bottle"]).anomaly_map, expected)
+    assert main(["export-weights", str(run), "-o", str(tmp_path / "x.pth")]) == 1
+    assert "ending in .safetensors" in capsys.readouterr().err

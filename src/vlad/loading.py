@@ -38,7 +38,7 @@ def load(name: str, **overrides: Any) -> Method:
         vlad.errors.RegistryError: no method is named 'sdp_pluss'; did you mean sdp_plus or sdp?
     """
     path = Path(name)
-    if path.suffix in {".ckpt", ".pth", ".pt"} or path.is_dir():
+    if path.suffix in {".ckpt", ".pth", ".pt", ".safetensors"} or path.is_dir():
         return _restore(path, overrides).eval()
     return _build(get_method(name), overrides).eval()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,21 @@ import torch
 from torch import Tensor
 
 from vlad.errors import WeightsError
+from vlad.files import write_whole
 
 if TYPE_CHECKING:
     from vlad.methods.base import Method
 
-__all__ = ["class_path_of", "describe", "find_checkpoint", "hyperparameters", "read_file", "read_weights"]
+__all__ = [
+    "class_path_of",
+    "describe",
+    "export_weights",
+    "find_checkpoint",
+    "hyperparameters",
+    "not_published",
+    "read_file",
+    "read_weights",
+]
 
 
 def class_path_of(cls: type) -> str:
@@ -63,9 +74,7 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
     path = find_checkpoint(path)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
+            return _read_safetensors(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
@@ -77,6 +86,47 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors")
     return content
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    """Reads named tensors, or what :func:`export_weights` wrote as the checkpoint it was."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        about = (file.metadata() or {}).get("vlad")
+    if about is None:
+        return tensors
+    record = json.loads(about)
+    return {"vlad": record["vlad"], "hyper_parameters": record["hyper_parameters"], "state_dict": tensors}
+
+
+def export_weights(source: str | Path, target: str | Path) -> Path:
+    """Writes what a run has trained as safetensors, with its method, hyper-parameters and CLIP inside.
+
+    Args:
+        source: A run folder or one of vlad's checkpoints.
+        target: File ending in ``.safetensors``.
+
+    Returns:
+        The file, which ``weights:`` and :func:`vlad.load` take.
+
+    Raises:
+        WeightsError: No checkpoint of vlad's, or another ending.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise WeightsError(f"{target}: give a file ending in .safetensors")
+    checkpoint = read_file(source)
+    if "vlad" not in checkpoint:
+        raise WeightsError(f"{source} is no vlad checkpoint")
+    tensors = {
+        key: value.contiguous() for key, value in checkpoint["state_dict"].items() if not key.startswith("backbone.")
+    }
+    about = {"vlad": dict(checkpoint["vlad"]), "hyper_parameters": hyperparameters(checkpoint)}
+    return write_whole(target, lambda partial: save_file(tensors, partial, {"vlad": json.dumps(about)}))
 
 
 def hyperparameters(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

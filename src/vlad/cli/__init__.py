@@ -15,6 +15,7 @@ VERBS = {
     "test": ("evaluate on test data: table, scores, heat maps", "vlad.cli.lightning:run"),
     "predict": ("score your own pictures: CSV and heat maps", "vlad.cli.lightning:run"),
     "methods": ("list the installed methods", "vlad.cli.listing:methods"),
+    "export-weights": ("write what a run has trained as safetensors", "vlad.cli.listing:export"),
     "data": ("list, get, check and index data sets", "vlad.cli.data:run"),
     "datasets": ("list the data sets of the catalogue", "vlad.cli.listing:datasets"),
 }
@@ -32,7 +33,7 @@ examples:
 
 
 def _usage() -> str:
-    return USAGE.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, (text, _) in VERBS.items()))
+    return USAGE.format(verbs="\n".join(f"  {verb:<14} {text}" for verb, (text, _) in VERBS.items()))
 
 
 def _short(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""``vlad methods`` and ``vlad datasets``: what is installed and known, without importing any of it."""
+"""``vlad methods``, ``vlad datasets``: what is installed and known, unimported; and ``vlad export-weights``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from vlad.datamodules.catalog import get_record, list_datasets
 from vlad.registry import Plugin, discover
 
-__all__ = ["datasets", "methods"]
+__all__ = ["datasets", "export", "methods"]
 
 
 def _options(arguments: list[str], text: str) -> argparse.Namespace:
@@ -66,6 +66,18 @@ def methods(arguments: list[str]) -> int:
         print(json.dumps(rows, indent=2))
     else:
         _print_table(rows)
+    return 0
+
+
+def export(arguments: list[str]) -> int:
+    """Writes a run's trained parameters, with everything needed to use them, to one file."""
+    parser = argparse.ArgumentParser(prog="vlad export-weights", description="Write what a run has trained to a file.")
+    parser.add_argument("run", help="run folder or checkpoint")
+    parser.add_argument("-o", "--output", required=True, help="file ending in .safetensors")
+    options = parser.parse_args(arguments[1:])
+    from vlad.weights import export_weights
+
+    print(f"written to {export_weights(options.run, options.output)}")
     return 0
 
 

@@ -134,8 +134,8 @@ class AnomalyDataModule(LightningDataModule):
             shots: Normal reference images per category, for few-shot methods.
             seed: Seed of the reference draw; follows ``seed_everything``.
             image_size: Side in pixels, only for use without a trainer.
-            fast_jpeg: Decode large JPEGs at a fraction of their size, never below twice ``image_size``: several
-                times faster, and not to the last bit what published code sees.
+            fast_jpeg: Decode large JPEGs at a fraction of their size, never below one and a half
+                times ``image_size``: faster, and not to the last bit what published code sees.
         """
         super().__init__()
         self.root = root or os.environ.get("VLAD_DATA") or None

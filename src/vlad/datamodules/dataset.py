@@ -86,8 +86,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
     def _normalise(self, image: Image.Image) -> torch.Tensor:
         size = (self.preprocess.size, self.preprocess.size)
         pixels = np.array(image.resize(size, Image.Resampling.BICUBIC))
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)
-        return tensor.sub_(self._mean).div_(self._std)
+        tensor = torch.empty(3, *size).copy_(torch.from_numpy(pixels).permute(2, 0, 1))
+        return tensor.div_(255).sub_(self._mean).div_(self._std)
 
     def _resize_mask(self, mask: np.ndarray) -> torch.Tensor:
         side = self.preprocess.size

@@ -82,7 +82,7 @@ def load_image(path: str, *, crop: Crop | None = None, frame: int = -1, reader: 
         reader: ``"red"`` reads TIFFs of three samples that call themselves grey (CVC-ClinicDB's) as OpenCV does,
             and so the published code of AdaCLIP and CLIP-AD: the red channel three times. Else in true colour.
         near: Side in pixels that the picture will be resized to; JPEGs much larger are decoded at 1/2, 1/4 or 1/8,
-            never below twice that. 0: at full size, as the published code does.
+            never below one and a half times that. 0: at full size, as the published code does.
 
     Raises:
         DataError: The file cannot be read as a picture.
@@ -100,7 +100,7 @@ def load_image(path: str, *, crop: Crop | None = None, frame: int = -1, reader: 
             else:
                 with opened:
                     if near and opened.format == "JPEG":
-                        opened.draft(None, (2 * near, 2 * near))
+                        opened.draft(None, (near + near // 2, near + near // 2))
                     picture = _to_rgb(opened)
         if crop is not None and crop.of > 1:
             top, bottom = crop.rows(picture.height)
