@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from tests_support import write_picture
 
+from vlad.datamodules import catalog
 from vlad.datamodules.catalog import get_protocol, get_record, list_datasets, list_protocols
 from vlad.datamodules.index import index_record
 
@@ -272,3 +273,33 @@ def test_protocols_name_known_sets(name):
         record = get_record(item if isinstance(item, str) else item["name"])
         if isinstance(item, dict):
             assert set(item.get("class_names", {})) <= set(record.categories)
+
+
+class Point:
+    """An installed entry point."""
+
+    def __init__(self, name, target):
+        self.name, self.value, self.target = name, "package:attribute", target
+
+    def load(self):
+        return self.target
+
+
+def test_records_of_other_packages(tmp_path, monkeypatch):
+    head = 'title = "T"\ndomain = "industrial"\nlevels = ["image"]\nfolders = []\n[categories]\na = "a"\n'
+    layout = '[[layouts]]\nname = "l"\nimage = ".*"\n'
+    (tmp_path / "bolts.toml").write_text('name = "bolts"\n' + head + layout)
+    (tmp_path / "taken.toml").write_text('name = "mvtec_ad"\n' + head + layout)
+    (tmp_path / "broken.toml").write_text("name =")
+    names = ("bolts", "taken", "broken", "missing")
+    points = [Point(name, str(tmp_path / f"{name}.toml")) for name in names]
+    monkeypatch.setattr(catalog.metadata, "entry_points", lambda group: points)
+    catalog._records.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="data set '(broken|missing)' .* is left out") as caught:
+            assert "bolts" in list_datasets()
+        assert len(caught) == 2
+        assert get_record("mvtec_ad").title == "MVTec AD"
+    finally:
+        monkeypatch.undo()
+        catalog._records.cache_clear()
