@@ -6,7 +6,7 @@ The pictures are rendered on the spot and the CLIP is vlad-tiny, which comes wit
 What it shows is the road and that it leads somewhere; it says nothing of how well a method does on real pictures.
 """
 
-import csv
+import json
 import shlex
 import subprocess
 import sys
@@ -32,9 +32,8 @@ def main() -> None:
     vlad(f"fit --config {config} {runs}")
     vlad(f"test --ckpt_path {newest('sdp_plus')} {runs} --data.test synthetic --data.batch_size 32")
     tested = newest("sdp_plus")
-    with open(tested / "test_metrics.csv", newline="") as file:
-        mean = next(row for row in csv.DictReader(file) if row["category"] == "mean")
-    image, pixel = (100 * float(mean[name]) for name in ("image_auroc", "pixel_auroc"))
+    mean = json.loads((tested / "test_metrics.json").read_text())["mean"]
+    image, pixel = (100 * mean[name] for name in ("image_auroc", "pixel_auroc"))
     print(
         f"""
 Done in {(time.monotonic() - begin) / 60:.1f} minutes. SDP+ was trained on 20 auxiliary categories and tested on 12
