@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from tests_support import write_mask, write_mvtec, write_picture
+import yaml
+from tests_support import SMALL, write_mask, write_mvtec, write_picture
 
 from vlad.cli import main
 
@@ -22,6 +23,9 @@ def data(tmp_path):
         mask = "candle/Data/Masks/Anomaly/001.png" if label == "anomaly" else ""
         lines.append(f"candle,test,{label},{image},{mask}")
     write_mask(tmp_path / "visa/candle/Data/Masks/Anomaly/001.png", value=1)
+    for name in ("colondb", "clinicdb"):
+        write_picture(tmp_path / name / "images/1.png")
+        write_mask(tmp_path / name / "masks/1.png")
     (tmp_path / "visa/split_csv").mkdir()
     (tmp_path / "visa/split_csv/1cls.csv").write_text("\n".join(lines))
     return tmp_path
@@ -40,11 +44,11 @@ def test_experiment(file, data, tiny, monkeypatch):
         tiny,
         "--model.image_size",
         "64",
-        "--model.layers",
-        "[2,4]",
         "--trainer.max_epochs",
         "1",
     ]
+    method = yaml.safe_load(text)["model"]["class_path"]
+    small += [f"--model.{name}={value}" for name, value in SMALL[method].items()]
     if not command.group(3):  # rendered data: all the pictures are there, a few will do
         small += ["--trainer.limit_train_batches", "3", "--trainer.limit_test_batches", "3"]
     quiet = ["--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]

@@ -12,6 +12,11 @@ from safetensors.torch import load_file
 from vlad.clip.backbone import save_local
 
 DATA = Path(__file__).parent / "data"
+SMALL = {  # settings of a method that fit the tiny CLIP: four blocks in the image tower, two in the text tower
+    "sdp": {"layers": [2, 4]},
+    "sdp_plus": {"layers": [2, 4]},
+    "adaclip": {"depth": 2, "length": 3, "clusters": 3},
+}
 GOLDENS: list["Golden"] = []  # for the summary of deviations at the end of a run
 
 

@@ -1,15 +1,10 @@
 """Every registered method passes the checks that plug-in authors run."""
 
 import pytest
+from tests_support import SMALL
 
 import vlad
 from vlad.testing import CHECKS, check_method, iter_checks
-
-SMALL = {  # what fits the tiny CLIP: four blocks in the image tower, two in the text tower
-    "sdp": {"layers": [2, 4]},
-    "sdp_plus": {"layers": [2, 4]},
-    "adaclip": {"depth": 2, "length": 3, "clusters": 3},
-}
 
 
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
