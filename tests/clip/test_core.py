@@ -10,6 +10,7 @@ from vlad.clip import Backbone, LocalPath, Parity, append_prompts, overwrite_pro
 from vlad.clip.backbone import random_clip, save_local
 from vlad.clip.image import resize_positions
 from vlad.clip.similarity import smooth, to_grid, upsample, zero_to_one
+from vlad.clip.text import PackedSentences, pack_sentences
 from vlad.errors import BackboneError
 from vlad.testing import TINY_CLIP
 
@@ -80,6 +81,46 @@ def test_rectangular_images_run(backbone):
     assert backbone.image.encode(torch.randn(1, 3, 32, 80)).shape == (1, 32)
 
 
+def test_positions_are_resized_once_and_follow_the_tower(tiny_model, images):
+    tower = Backbone(copy.deepcopy(tiny_model), None, text=False).image
+    with torch.inference_mode():
+        first = tower.embed(images[..., :32, :32])
+    assert torch.equal(tower.embed(images[..., :32, :32]), first)
+    assert tower.double().embed(images[..., :32, :32].double()).dtype == torch.float64
+
+
+@torch.no_grad()
+def test_the_mlp_leaves_its_input_alone(backbone, images):
+    blocks = backbone.image.visual.transformer.resblocks
+    x = backbone.image.embed(images)
+    before = x.clone()
+    alone = run_blocks(blocks, x, taps=[1, 2])
+    assert torch.equal(x, before)
+    with torch.enable_grad():
+        learned = run_blocks(blocks, x.clone().requires_grad_(), taps=[1, 2])
+    for number in (1, 2):
+        close(alone.taps[number], learned.taps[number], 1e-6)
+
+
+@torch.no_grad()
+def test_packed_sentences_are_what_they_are_alone(backbone):
+    tower = backbone.text
+    packs, expected = [], []
+    for sentences in (SENTENCES, ["a photo of a nut.", "a photo", "a photo of a very long bottle with a scratch"]):
+        ids = tower.tokenize(sentences)
+        ends = tower.ends(ids)
+        x = tower.embed(ids) + tower.text.positional_embedding
+        packs.append(pack_sentences(x, ends, 1))
+        expected.append(tower.encode(sentences))
+        assert len(packs[-1].tokens) == 1 + int(ends.sum())  # nothing beyond an end, the start once
+    stack = PackedSentences.stack(packs)
+    out = run_blocks(tower.text.transformer.resblocks, stack.tokens, mask=stack.mask).last
+    close(tower.finish(out, stack.ends), torch.stack(expected))
+    ids = tower.tokenize(["a photo of a nut.", "a photo"])
+    pack = pack_sentences(tower.embed(ids) + tower.text.positional_embedding, tower.ends(ids), 4)
+    assert pack.ends.tolist() == [int(tower.ends(ids)[0]), 3]  # an end among the shared tokens
+
+
 def test_size_that_the_patch_does_not_divide(backbone):
     with pytest.raises(BackboneError, match="70x70 is no multiple of the patch size 16; use 64 or 80"):
         backbone.image.embed(torch.randn(1, 3, 70, 70))
@@ -89,7 +130,7 @@ def test_size_that_the_patch_does_not_divide(backbone):
 def test_nothing_runs_beyond_the_last_tap(backbone, images):
     blocks = backbone.image.visual.transformer.resblocks
     ran = []
-    hooks = [block.mlp.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, block in enumerate(blocks, 1)]
+    hooks = [block.mlp.c_proj.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, block in enumerate(blocks, 1)]
     x = backbone.image.embed(images)
     full = run_blocks(blocks, x, taps=[2], attended=[3])
     ran.clear()

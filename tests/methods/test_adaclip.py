@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tests_support import DATA, Golden, golden
 
+import vlad
 from vlad.clip.similarity import normalize, to_grid, upsample
 from vlad.errors import MethodError, WeightsError
 from vlad.methods import adaclip as module
@@ -207,8 +208,8 @@ def test_static_text_is_encoded_once_until_the_prompts_change(tiny, monkeypatch)
 def test_plain_pass_of_a_training_picture_is_run_once(tiny, monkeypatch):
     method = AdaCLIP(tiny, None, 64, depth=2, length=3, clusters=3).train()
     calls = []
-    encode = method.backbone.image.encode
-    monkeypatch.setattr(method.backbone.image, "encode", lambda images: calls.append(len(images)) or encode(images))
+    encode = method.backbone.image.encode_tokens
+    monkeypatch.setattr(method.backbone.image, "encode_tokens", lambda x: calls.append(len(x)) or encode(x))
     batch = random_batch(3)
     first = {name: float(term) for name, term in method.loss(batch).items()}
     second = {name: float(term) for name, term in method.loss(batch).items()}
@@ -291,6 +292,20 @@ def test_files_with_missing_or_foreign_keys_are_refused_by_name(tiny, tmp_path):
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="neither a vlad checkpoint nor in the published format of AdaCLIP"):
         AdaCLIP(tiny, None, 64, weights=str(tmp_path / "other.safetensors"))
+
+
+def test_a_checkpoint_knows_what_was_read_off_the_file(tiny, tmp_path):
+    """Trained on from a published file of another kind than the default, saved, restored without the file."""
+    other = AdaCLIP(tiny, None, 64, prompt_type="S", depth=2, length=3)
+    file = {key: value for key, value in saved(other).items() if "dynamic" not in key}
+    torch.save(file, tmp_path / "static.pth")
+    method = AdaCLIP(tiny, None, 64, weights=str(tmp_path / "static.pth"))
+    checkpoint = {"state_dict": dict(method.state_dict()), "hyper_parameters": dict(method.hparams)}
+    method.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "own.ckpt")
+    restored = vlad.load(str(tmp_path / "own.ckpt"))
+    assert (restored.prompt_type, restored.depth, restored.length) == ("S", 2, 3)
+    assert torch.equal(restored.text_static["block_2"], method.text_static["block_2"])
 
 
 class Evil:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlad.clip.attention import LocalAttention, attend, local_attention, project_out, project_qkv
 
@@ -133,11 +133,19 @@ def run_blocks(
             tokens.attended[number] = x
         if number == stop and not need_last and number not in taps:
             break
-        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        x = x + block.ls_2(_mlp(block.mlp, block.ln_2(x)))
         if number in taps:
             tokens.taps[number] = x
     tokens.last = x
     return tokens
+
+
+def _mlp(mlp: Any, x: Tensor) -> Tensor:
+    """Runs a block's MLP; without gradients its GELU works in place, as a second tensor of that width costs 7 %."""
+    hidden = mlp.c_fc(x)
+    if isinstance(mlp.gelu, nn.GELU) and not hidden.requires_grad:
+        return mlp.c_proj(torch.ops.aten.gelu_(hidden, approximate=mlp.gelu.approximate))
+    return mlp.c_proj(mlp.gelu(hidden))
 
 
 def causal_mask(length: int, like: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ class ImageTower(nn.Module):
         self.embed_dim = int(visual.proj.shape[1])
         self.patch_size = int(visual.patch_size[0])
         self.native_size = int(visual.image_size[0])
+        self._positions: dict[tuple[int, int], Tensor] = {}
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Returns the rows and columns of patches of an image.
@@ -87,13 +88,17 @@ class ImageTower(nn.Module):
         grid = self.grid(images.shape[-2], images.shape[-1])
         x = visual.conv1(images).flatten(2).transpose(1, 2)
         x = torch.cat([visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
-        positions = resize_positions(
-            visual.positional_embedding,
-            grid,
-            mode=self.parity.position_resize,
-            antialias=self.parity.position_antialias,
-        )
-        return visual.ln_pre(x + positions.to(x.dtype))
+        return visual.ln_pre(x + self._positions_of(grid).to(x.dtype))
+
+    @torch.no_grad()
+    def _positions_of(self, grid: tuple[int, int]) -> Tensor:
+        """Returns the position embedding of a grid, resized once: the tower is frozen."""
+        own = self.visual.positional_embedding
+        found = self._positions.get(grid)
+        if found is None or (found.device, found.dtype) != (own.device, own.dtype):
+            resize, antialias = self.parity.position_resize, self.parity.position_antialias
+            found = self._positions[grid] = resize_positions(own, grid, mode=resize, antialias=antialias)
+        return found
 
     def run(self, x: Tensor, **wanted: Any) -> Tokens:
         """Runs embedded tokens through the blocks; arguments as :func:`vlad.clip.blocks.run_blocks`."""
@@ -110,9 +115,12 @@ class ImageTower(nn.Module):
         return (visual.ln_post(tokens) if norm else tokens) @ visual.proj
 
     def encode(self, images: Tensor) -> Tensor:
-        """Computes CLIP's ordinary image embedding (B, D), not normalised; equals ``encode_image``.
+        """Computes CLIP's ordinary image embedding (B, D), not normalised; equals ``encode_image``."""
+        return self.encode_tokens(self.embed(images))
+
+    def encode_tokens(self, x: Tensor) -> Tensor:
+        """Computes the image embedding (B, D) from embedded tokens (B, 1 + n, W).
 
         Only the class token of the last block is computed.
         """
-        tokens = self.run(self.embed(images), class_token_only=True)
-        return self.project(tokens.last[:, 0])
+        return self.project(self.run(x, class_token_only=True).last[:, 0])

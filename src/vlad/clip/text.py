@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.clip.blocks import TokenEdit, causal_mask, run_blocks
@@ -13,9 +14,59 @@ from vlad.clip.blocks import TokenEdit, causal_mask, run_blocks
 if TYPE_CHECKING:
     from open_clip.transformer import TextTransformer
 
-__all__ = ["TextTower"]
+__all__ = ["PackedSentences", "TextTower", "pack_sentences"]
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
+
+
+class PackedSentences(NamedTuple):
+    """Sentences laid end to end in one sequence, after the tokens that all of them begin with.
+
+    No token sees another sentence's, so every token is what it is in its own sentence; but the shared ones are run
+    once, and nothing is run beyond a sentence's end.
+
+    Attributes:
+        tokens: Shared tokens, then each sentence's own (T, W), or (B, T, W).
+        mask: Which token sees which: additive (T, T), or (B, 1, T, T).
+        ends: Where each sentence ends in the sequence (n,), or (B, n).
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    ends: Tensor
+
+    @classmethod
+    def stack(cls, packs: Sequence[PackedSentences]) -> PackedSentences:
+        """Stacks packs of as many sentences as a batch; shorter ones are filled up with tokens nobody sees."""
+        length = max(len(pack.tokens) for pack in packs)
+        tokens, masks = [], []
+        for pack in packs:
+            more = length - len(pack.tokens)
+            tokens.append(F.pad(pack.tokens, (0, 0, 0, more)))
+            mask = F.pad(pack.mask, (0, more, 0, more), value=float("-inf"))
+            mask[length - more :, 0] = 0  # they see the first token, as seeing none would give NaN
+            masks.append(mask)
+        return cls(torch.stack(tokens), torch.stack(masks)[:, None], torch.stack([pack.ends for pack in packs]))
+
+
+def pack_sentences(x: Tensor, ends: Tensor, shared: int) -> PackedSentences:
+    """Packs sentences whose first tokens are the same.
+
+    Args:
+        x: Tokens (n, L, W) at any depth of the tower.
+        ends: Index of each sentence's end-of-text token (n,).
+        shared: How many tokens all sentences begin with.
+    """
+    place = torch.arange(x.shape[1], device=x.device)
+    own = (place >= shared) & (place <= ends[:, None])
+    sentence, position = own.nonzero(as_tuple=True)
+    tokens = torch.cat([x[0, :shared], x[sentence, position]])
+    position = torch.cat([place[:shared], position])
+    sentence = torch.cat([torch.full((shared,), -1, device=x.device), sentence])
+    seen = (position[None] <= position[:, None]) & ((sentence[None] == sentence[:, None]) | (sentence[None] == -1))
+    mask = torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill(~seen, float("-inf"))
+    last = own.sum(1).cumsum(0) + shared - 1
+    return PackedSentences(tokens, mask, torch.where(ends < shared, ends, last))
 
 
 class TextTower(nn.Module):
@@ -73,9 +124,18 @@ class TextTower(nn.Module):
         return self.finish(x, ends)
 
     def finish(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Reads sentence features (n, D), not normalised, off the last block's tokens (n, L, W) at their ends (n,)."""
+        """Reads sentence features, not normalised, off the last block's tokens at their ends.
+
+        Args:
+            x: Tokens (n, L, W), or of packed sentences (B, T, W).
+            ends: Where sentences end (n,), or (B, n).
+
+        Returns:
+            Sentence features (n, D), or (B, n, D).
+        """
         text = self.text
-        x = text.ln_final(x[torch.arange(len(x), device=x.device), ends])
+        rows = torch.arange(len(x), device=x.device)
+        x = text.ln_final(x[rows if ends.ndim == 1 else rows[:, None], ends])
         projection = text.text_projection
         return projection(x) if isinstance(projection, nn.Module) else x @ projection
 

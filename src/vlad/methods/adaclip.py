@@ -18,13 +18,14 @@ from vlad.clip.backbone import Parity
 from vlad.clip.blocks import TokenEdit, causal_mask, run_blocks
 from vlad.clip.prompt_tokens import append_prompts, overwrite_prompts
 from vlad.clip.similarity import normalize, to_grid, upsample
+from vlad.clip.text import PackedSentences, pack_sentences
 from vlad.errors import MethodError, WeightsError
 from vlad.methods.base import Method
 from vlad.methods.fusion import Clustering, fuse
 from vlad.methods.losses import dice_loss, focal_loss
 from vlad.prompts import load_prompts
 from vlad.types import Batch, Prediction
-from vlad.weights import hyperparameters, not_published, read_file
+from vlad.weights import Published, hyperparameters, locate, not_published, read_file
 
 __all__ = ["AdaCLIP"]
 
@@ -44,6 +45,14 @@ class AdaCLIP(Method):
 
     epochs = 5
     parity = Parity(activation="gelu", position_antialias=False)  # how the released prompts were trained
+    published_weights = {  # noqa: RUF012 - never edited
+        name: Published("Caoyunkang/AdaCLIP", f"weights/pretrained_{name}.pth", sha256, "space")
+        for name, sha256 in {
+            "mvtec_colondb": "be51a42c052bd4cf060e54f503a1f5d0b2a3b899bc8dc2e243042f18b215427e",
+            "visa_clinicdb": "3deabbbaf1e412cfdfcb42923a500b986f4b9ee96ccbc7a735d89dbc87df44c8",
+            "all": "33e8d3db1cb4aab030866b8b70a46e10aa27ebf2c23b5463cb07f2574addd98c",
+        }.items()
+    }
 
     def __init__(
         self,
@@ -69,8 +78,9 @@ class AdaCLIP(Method):
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; null gives random weights.
             image_size: Side S of the images in pixels; they are squashed to a square.
-            weights: Trained prompts and layers: a published file (``pretrained_mvtec_colondb.pth``), one of vlad's
-                checkpoints, or a run folder.
+            weights: Trained prompts and layers: the authors' by name (``mvtec_colondb`` for tests on other sets,
+                ``visa_clinicdb`` for MVTec AD and ColonDB, ``all`` for your own pictures, not for benchmarks) or as a
+                file, one of vlad's checkpoints, or a run folder.
             prompt_type: Static and dynamic prompts (``SD``, the default), one of them, or ``none``. What weights
                 were trained with goes before the default, for this and the next three.
             branch: Towers with prompts: image and text (``VL``, the default), ``V`` or ``L``.
@@ -90,11 +100,14 @@ class AdaCLIP(Method):
         if image.depth < 4:
             raise MethodError(f"AdaCLIP reads four blocks; this CLIP has {image.depth}")
         self.layers = tuple(image.depth // 4 * k for k in (1, 2, 3, 4))
+        weights = weights and str(locate(weights, self.published_weights))
         known = _settings(read_file(weights), weights) if weights else {}
         self.prompt_type: PromptType = prompt_type or known.get("prompt_type", "SD")
         self.branch: Branch = branch or known.get("branch", "VL")
         self.depth: int = known.get("depth", 4) if depth is None else depth
         self.length: int = known.get("length", 5) if length is None else length
+        # What was read off a file is known to a checkpoint, which comes without it.
+        self.hparams.update({name: getattr(self, name) for name in ("prompt_type", "branch", "depth", "length")})
         deepest = min(tower.depth for tower, letter in ((image, "V"), (text, "L")) if letter in self.branch)
         if not 1 <= self.depth <= deepest:
             raise MethodError(f"depth must be from 1 to {deepest}, got {self.depth}")
@@ -103,7 +116,7 @@ class AdaCLIP(Method):
         self.fusion, self.clusters, self.clustering = fusion, clusters, clustering
         self.dice, self.half_prompts, self.lr = dice, half_prompts, lr
         self.prompts = load_prompts("adaclip")
-        self._first: dict[str, tuple[Tensor, Tensor]] = {}
+        self._first: dict[str, PackedSentences] = {}
         self._plain: dict[int, Tensor] = {}
         self._static_text: tuple[tuple[int, ...], dict[str, Tensor]] = ((), {})
 
@@ -145,21 +158,26 @@ class AdaCLIP(Method):
         return prompts
 
     @torch.no_grad()
-    def image_feature(self, images: Tensor) -> Tensor:
+    def image_feature(self, images: Tensor, x: Tensor) -> Tensor:
         """Computes the images' ordinary CLIP embeddings (B, D), not normalised.
 
         In training they are kept by the pictures' content: they are the same in every epoch.
+
+        Args:
+            images: Normalised images (B, 3, S, S).
+            x: The same, embedded as tokens (B, 1 + n, W).
         """
+        tower = self.backbone.image
         if not self.training:
-            return self.backbone.image.encode(images)
+            return tower.encode_tokens(x)
         keys = [hash(image.float().cpu().numpy().tobytes()) for image in images]
         new = [row for row, key in enumerate(keys) if key not in self._plain]
+        if len(self._plain) + len(new) > 100_000:
+            self._plain.clear()
+            new = list(range(len(keys)))
         if new:
-            for row, feature in zip(new, self.backbone.image.encode(images[new]), strict=True):
-                if len(self._plain) < 100_000:
-                    self._plain[keys[row]] = feature.float().cpu()
-                else:
-                    return self.backbone.image.encode(images)
+            for row, feature in zip(new, tower.encode_tokens(x[new]), strict=True):
+                self._plain[keys[row]] = feature.float().cpu()
         return torch.stack([self._plain[key] for key in keys]).to(images.device)
 
     # -- towers --------------------------------------------------------------------------------------------
@@ -181,8 +199,8 @@ class AdaCLIP(Method):
                 tokens = tower.run(tower.embed(images), taps=self.layers)
                 pooled = tower.project(tokens.last[:, 0])
             return [tokens.taps[layer] for layer in self.layers], pooled, pooled if dynamic else None
-        feature = self.image_feature(images) if dynamic else None
         x = tower.embed(images)
+        feature = self.image_feature(images, x) if dynamic else None
         count = x.shape[1]
         edit = append_prompts(self.branch_prompts("visual", feature), count)
         tokens = tower.run(x, taps=self.layers, before=edit)
@@ -215,25 +233,21 @@ class AdaCLIP(Method):
     def _prompted_text(self, class_names: Sequence[str], prompts: dict[int, Tensor]) -> Tensor:
         """Runs the text tower from its second block on; before that nothing is learned, and classes are kept."""
         tower = self.text_tower
-        started = [self._start(name) for name in class_names]
-        length = max(x.shape[1] for x, _ in started)
-        x = torch.cat([F.pad(x, (0, 0, 0, length - x.shape[1])) for x, _ in started])
-        ends = torch.cat([ends for _, ends in started])
-        each = len(ends) // len(started)
-        spread = {
-            block: prompt.repeat_interleave(each, dim=0) if prompt.ndim == 3 else prompt
-            for block, prompt in prompts.items()
-        }
-        edit = overwrite_prompts(spread)
+        packed = PackedSentences.stack([self._start(name) for name in class_names])
+        edit = overwrite_prompts(prompts)
         shifted: TokenEdit = lambda number, x: edit(number + 1, x)  # noqa: E731
-        x = run_blocks(tower.text.transformer.resblocks[1:], x, mask=causal_mask(length, x), before=shifted).last
-        sentences = normalize(tower.finish(x, ends).float()).unflatten(0, (len(started), each))
+        x = run_blocks(tower.text.transformer.resblocks[1:], packed.tokens, mask=packed.mask, before=shifted).last
+        sentences = normalize(tower.finish(x, packed.ends).float())
         normal = len(self.prompts.normal) * len(self.prompts.templates)
         return normalize(torch.stack([sentences[:, :normal].mean(1), sentences[:, normal:].mean(1)], dim=1))
 
     @torch.no_grad()
-    def _start(self, class_name: str) -> tuple[Tensor, Tensor]:
-        """Returns a class's sentences after the first block (48, length, W), and where they end (48,)."""
+    def _start(self, class_name: str) -> PackedSentences:
+        """Returns a class's sentences after the first block.
+
+        From the second block on they share the start token and, once the prompts have taken their place, the words
+        after it.
+        """
         if class_name not in self._first:
             tower = self.text_tower
             ids = tower.tokenize(self._sentences(class_name))
@@ -242,9 +256,8 @@ class AdaCLIP(Method):
             with torch.autocast(self.device.type, enabled=False):
                 x = tower.embed(ids[:, :length]) + tower.text.positional_embedding[:length]
                 x = run_blocks(tower.text.transformer.resblocks[:1], x, mask=causal_mask(length, x)).last
-            self._first[class_name] = (x, ends)
-        x, ends = self._first[class_name]
-        return x.to(self.device), ends.to(self.device)
+            self._first[class_name] = pack_sentences(x, ends, 1 + self.length)
+        return PackedSentences(*(part.to(self.device) for part in self._first[class_name]))
 
     def _sentences(self, class_name: str) -> list[str]:
         normal, abnormal = self.prompts.sentences(class_name.replace("-", " "))
