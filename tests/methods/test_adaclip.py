@@ -189,6 +189,23 @@ def test_every_combination_runs_and_trains_what_it_has(tiny, prompt_type, branch
     torch.testing.assert_close(alone.image_score[0], together.image_score[1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_picture_without_a_mask_teaches_the_image_score_alone(tiny):
+    method = AdaCLIP(tiny, None, 64, depth=2, length=3, clusters=3).train()
+    batch = random_batch(3)
+    batch["has_mask"][1] = False  # the anomalous one
+    terms = method.loss(batch)
+    margins, whole = method.compare(batch["image"], batch["class_name"])
+    rows = [0, 2]
+    expected = method.losses(margins[:, rows], whole, batch["mask"][rows], batch["label"])
+    for name, term in terms.items():
+        torch.testing.assert_close(term, expected[name])
+    batch["has_mask"][:] = False
+    alone = method.loss(batch)
+    torch.testing.assert_close(alone["image"], terms["image"])
+    assert float(alone["focal"]) == float(alone["dice"]) == 0
+    torch.stack(list(alone.values())).sum().backward()
+
+
 def test_static_text_is_encoded_once_until_the_prompts_change(tiny, monkeypatch):
     method = AdaCLIP(tiny, None, 64, prompt_type="S", branch="L", depth=2, length=3).eval()
     calls = []

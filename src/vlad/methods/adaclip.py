@@ -24,7 +24,7 @@ from vlad.methods.base import Method
 from vlad.methods.fusion import Clustering, fuse
 from vlad.methods.losses import dice_loss, focal_loss
 from vlad.prompts import load_prompts
-from vlad.types import Batch, Prediction
+from vlad.types import Batch, Prediction, known_masks
 from vlad.weights import Published, hyperparameters, locate, not_published, read_file
 
 __all__ = ["AdaCLIP"]
@@ -307,32 +307,38 @@ class AdaCLIP(Method):
     # -- training ------------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the focal loss of the images, and focal and Dice losses of the maps summed over the layers."""
+        """Returns the focal loss of the images, and focal and Dice losses of the maps summed over the layers.
+
+        Anomalous pictures without a mask teach the image score alone; published code counts all their pixels as normal.
+        """
         margins, whole = self.compare(batch["image"], batch["class_name"])
-        return self.losses(margins, whole, batch["mask"], batch["label"])
+        known = known_masks(batch)
+        return self.losses(margins[:, known], whole, batch["mask"][known], batch["label"])
 
     def losses(self, margins: Tensor, whole: Tensor, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Computes the terms of the loss.
 
         Args:
-            margins: Logit margins of the patches per layer (4, B, n).
+            margins: Logit margins of the patches per layer (4, M, n), of the images whose masks are known.
             whole: Logit margins of the images (B,).
-            mask: True where anomalous (B, S, S).
+            mask: True where anomalous (M, S, S).
             label: 1 for anomalous images (B,).
         """
-
-        def both(margin: Tensor) -> Tensor:
-            return torch.stack([F.sigmoid(-margin), F.sigmoid(margin)], dim=1)
-
+        if not len(mask):
+            nothing = 0 * margins.sum()
+            return {
+                "image": focal_loss(_both(whole), label),
+                **dict.fromkeys(("focal", "dice", "dice_normal"), nothing),
+            }
         rows = (lambda x: x.flatten(0, 1).unsqueeze(1)) if self.dice == "row" else (lambda x: x)
         terms: dict[str, list[Tensor]] = {"focal": [], "dice": [], "dice_normal": []}
         for margin in margins:
-            probabilities = both(upsample(to_grid(margin), mask.shape[-1], align_corners=True))
+            probabilities = _both(upsample(to_grid(margin), mask.shape[-1], align_corners=True))
             terms["focal"].append(focal_loss(probabilities, mask))
             terms["dice"].append(dice_loss(rows(probabilities[:, 1]), rows(mask)))
             terms["dice_normal"].append(dice_loss(rows(probabilities[:, 0]), rows(~mask.bool())))
         summed = {name: torch.stack(values).sum() for name, values in terms.items()}
-        return {"image": focal_loss(both(whole), label), **summed}
+        return {"image": focal_loss(_both(whole), label), **summed}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over prompts and layers, no schedule, as published."""
@@ -373,6 +379,11 @@ class AdaCLIP(Method):
         if left:
             raise WeightsError(f"the AdaCLIP file holds more than this method has: {', '.join(sorted(left)[:8])}")
         return state
+
+
+def _both(margin: Tensor) -> Tensor:
+    """Returns the probabilities of normal and abnormal (B, 2, …) from logit margins (B, …)."""
+    return torch.stack([F.sigmoid(-margin), F.sigmoid(margin)], dim=1)
 
 
 def _prompts(blocks: Sequence[int], length: int, width: int) -> nn.ParameterDict:
