@@ -106,7 +106,7 @@ def test_references_are_seeded_and_independent_of_other_categories(mvtec):
     assert any(keys(seed=s)["bottle"] != everything["bottle"] for s in range(1, 6))
     loader = module(mvtec, test="mvtec_ad", shots=2).reference_dataloader()
     assert next(iter(loader))["label"].sum() == 0
-    with pytest.raises(DataError, match="has 3 normal training images, 9 shots"):
+    with pytest.raises(DataError, match="has 3 training images, data.shots asks for 9"):
         module(mvtec, test="mvtec_ad", shots=9, categories=["metal_nut"]).references()
     with pytest.raises(DataError, match="shots of 1 or more"):
         module(mvtec, test="mvtec_ad").references()
@@ -117,6 +117,57 @@ def test_references_need_a_train_split(mvtec):
     data.setup("test")
     with pytest.raises(DataError, match="there are none"):
         select_references(data.frames["test"], 1, 0)
+
+
+def test_few_pictures_are_repeated_to_the_same_number_of_steps(mvtec):
+    write_mvtec(mvtec / "mvtec_ad", ("bottle", "cable"), count=6)
+
+    def keys(few, seed=0):
+        data = module(mvtec, train="mvtec_ad", categories=["bottle", "cable"], few=few, seed=seed)
+        data.setup("fit")
+        frame = data.frames["train"]
+        assert len(frame) == 24
+        assert len(data.train_dataloader()) == 3
+        counts = frame.groupby(["category", "key"]).size()
+        assert counts.max() - counts.min() <= 1
+        return {category: set(group["key"]) for category, group in frame.groupby("category")}
+
+    assert {len(found) for found in keys(None).values()} == {12}
+    assert {len(found) for found in keys(2).values()} == {2}
+    assert {len(found) for found in keys(0.25).values()} == {3}
+    assert keys(2)["bottle"] < keys(4)["bottle"]  # fewer are a part of more
+    assert any(keys(2, seed)["bottle"] != keys(2)["bottle"] for seed in range(1, 6))
+    with pytest.raises(DataError, match="mvtec_ad/bottle has 12 training images, data.few asks for 13"):
+        keys(13)
+    for wrong in (0, -1, 1.5, 0.0):
+        with pytest.raises(DataError, match=r"a number of images per category \(4\), or a share"):
+            keys(wrong)
+
+
+def test_unlabelled_pictures_are_not_trained_on(tmp_path):
+    for name in ("a", "b", "c"):
+        write_picture(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text("image_path,label\na.png,good\nb.png,bad\nc.png,\n")
+    data = AnomalyDataModule(train=str(tmp_path / "t.csv"), image_size=32, num_workers=0)
+    with pytest.warns(UserWarning, match=r"1 pictures of data.train are not labelled and are left out .*c\.png"):
+        data.setup("fit")
+    assert data.frames["train"]["label"].tolist() == [0, 1]
+
+
+def test_mosaic_is_for_one_source_in_training_alone(mvtec):
+    sources = [
+        {"name": "mvtec_ad", "categories": ["bottle"], "mosaic": 1.0},
+        {"name": "mvtec_ad", "categories": ["metal_nut"]},
+    ]
+    data = module(mvtec, train=sources, test=sources)
+    data.setup("fit")
+    assert data.frames["train"].groupby("category")["mosaic"].unique().map(list).to_dict() == {
+        "bottle": [1.0],
+        "metal_nut": [0.0],
+    }
+    data.setup("test")
+    assert "mosaic" not in data.frames["test"]
+    assert next(iter(data.train_dataloader()))["image"].shape == (8, 3, 32, 32)
 
 
 def test_augmentation_changes_picture_and_mask_alike(mvtec):

@@ -104,3 +104,32 @@ def test_mask_rules(tmp_path):
     palette.putpalette([9, 9, 9, 0, 0, 0])  # index 0 is not black
     palette.save(tmp_path / "p.bmp")
     assert load_mask(str(tmp_path / "p.bmp"), (2, 2)).tolist() == [[False, True], [True, False]]
+
+
+def test_mosaic_joins_four_pictures_and_masks_of_a_category(dataset, tmp_path):
+    """The parts are known by their content; the label is that of all four, not of the picture replaced."""
+    frame = index_record(get_record("mvtec_ad"), write_mvtec(tmp_path / "n", ("bottle", "metal_nut"), count=2))
+    frame = frame[frame["split"] == "test"].assign(mosaic=1.0)
+    joined, plain = (AnomalyDataset(part, Preprocess(80, MEAN, STD)) for part in (frame, frame.drop(columns="mosaic")))
+    half = AnomalyDataset(frame.drop(columns="mosaic"), Preprocess(40, MEAN, STD))
+    samples = [half[i] for i in range(len(half))]
+    labels = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        index = seed % len(joined)
+        sample = joined[index]
+        found = []
+        for row in range(2):
+            for column in range(2):
+                part = sample["image"][:, 40 * row : 40 * row + 40, 40 * column : 40 * column + 40]
+                near = [float((part - other["image"]).abs().mean()) for other in samples]
+                found.append(int(np.argmin(near)))
+                mask = sample["mask"][40 * row : 40 * row + 40, 40 * column : 40 * column + 40]
+                assert (mask == samples[found[-1]]["mask"]).float().mean() > 0.9
+        assert {samples[i]["category"] for i in found} == {plain[index]["category"]}
+        assert sample["label"] == max(samples[i]["label"] for i in found)
+        assert sample["mask"].any() == bool(sample["label"])
+        labels.add(sample["label"])
+    assert 1 in labels
+    never = AnomalyDataset(frame.assign(mosaic=0.0), Preprocess(80, MEAN, STD))
+    assert torch.equal(never[1]["image"], plain[1]["image"])

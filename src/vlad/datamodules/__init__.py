@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlad.datamodules.catalog import Record, get_record, list_datasets
-    from vlad.datamodules.datamodule import AnomalyDataModule, Source, select_references
+    from vlad.datamodules.datamodule import AnomalyDataModule, Source
     from vlad.datamodules.dataset import AnomalyDataset
 
 __all__ = [
@@ -28,7 +28,7 @@ _LAZY = {
     "Source": "datamodule",
     "get_record": "catalog",
     "list_datasets": "catalog",
-    "select_references": "datamodule",
+    "select_references": "sampling",
 }
 
 

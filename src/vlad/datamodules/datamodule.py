@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +20,7 @@ from vlad.datamodules.catalog import Record, get_protocol, get_record, list_data
 from vlad.datamodules.custom import index_folder, index_pictures, index_table
 from vlad.datamodules.dataset import AnomalyDataset, collate
 from vlad.datamodules.index import index_record
+from vlad.datamodules.sampling import select_few, select_references
 from vlad.errors import DataError, nearest
 from vlad.synthetic.benchmark import render_dataset
 from vlad.types import Preprocess
@@ -28,7 +28,7 @@ from vlad.types import Preprocess
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AnomalyDataModule", "Source", "select_references"]
+__all__ = ["AnomalyDataModule", "Source"]
 
 _TABLES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"}
 _PARTS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -42,10 +42,12 @@ class Source:
     Attributes:
         name: A data set of the catalogue (``vlad datasets``), ``folder`` or ``table``.
         root: Its folder (the file, for ``table``); by default looked for below ``data.root``.
-        split: Which split is taken; by default the test split, for training too: detectors of this field are
-            trained on the test split, masks and all, of an auxiliary data set.
+        split: Which split is taken. By default the test split, for training too: most detectors of this field are
+            trained on the test split, masks and all, of an auxiliary data set. Methods that learn from normal
+            pictures alone train on the train split.
         categories: Which categories are taken; by default all.
         class_names: What to call a category in the prompts.
+        mosaic: Probability that a training picture becomes a mosaic of four of its category (AdaCLIP, on MVTec AD).
         reader: ``red`` reads CVC-ClinicDB's malformed TIFFs in grey, as the published code of AdaCLIP and CLIP-AD.
     """
 
@@ -54,35 +56,11 @@ class Source:
     split: Literal["train", "val", "test", "all"] | None = None
     categories: list[str] | None = None
     class_names: dict[str, str] = field(default_factory=dict)
+    mosaic: float = 0.0
     reader: Literal["", "red"] = ""
 
 
 Sources = list[Source | str] | Source | str
-
-
-def select_references(frame: pd.DataFrame, shots: int, seed: int) -> pd.DataFrame:
-    """Draws normal training images per category, the same on every machine.
-
-    Args:
-        frame: An index with training rows.
-        shots: Images per category, without replacement.
-        seed: Each category's draw depends on the seed and its own name alone.
-
-    Raises:
-        DataError: A category has fewer normal training images than asked for.
-    """
-    normal = frame[(frame["split"] == "train") & (frame["label"] == 0)]
-    chosen: list[int] = []
-    for (dataset, category), group in normal.groupby(["dataset", "category"], sort=False):
-        if len(group) < shots:
-            raise DataError(
-                f"{dataset}/{category} has {len(group)} normal training images, {shots} shots were asked for"
-            )
-        generator = np.random.default_rng([seed, zlib.crc32(f"{dataset}/{category}".encode())])
-        chosen += group.index[np.sort(generator.permutation(len(group))[:shots])].tolist()
-    if not chosen:
-        raise DataError("few-shot references need normal images in a train split; there are none")
-    return frame.loc[chosen].reset_index(drop=True)
 
 
 class AnomalyDataModule(LightningDataModule):
@@ -109,6 +87,7 @@ class AnomalyDataModule(LightningDataModule):
         shuffle: bool = True,
         num_workers: int = 2,
         augment: list[dict[str, Any]] | None = None,
+        few: int | float | None = None,
         shots: int = 0,
         seed: int = 0,
         image_size: int | None = None,
@@ -119,7 +98,8 @@ class AnomalyDataModule(LightningDataModule):
         Args:
             root: Folder that holds the data sets, or the one data set used; also ``VLAD_DATA``.
             train: Auxiliary data to train on: names, paths of folders or tables, or mappings with ``name``,
-                ``root``, ``split``, ``categories``, ``class_names``. The test split by default.
+                ``root``, ``split``, ``categories``, ``class_names``, ``mosaic``. The test split by default, or what
+                the method learns from.
             val: Data to validate on while training; none by default.
             test: Data to test on.
             predict: Pictures to score: files, folders, patterns, or a table.
@@ -131,8 +111,10 @@ class AnomalyDataModule(LightningDataModule):
             shuffle: Whether training batches are shuffled. CLIP-AD's published training does not.
             num_workers: Processes that read pictures.
             augment: albumentations transforms for training, as ``{name: HorizontalFlip, p: 0.5}``.
+            few: Train on so many images per category, or on a share of them (a float up to 1), drawn by the seed and
+                repeated: an epoch keeps the steps that it has with all of them.
             shots: Normal reference images per category, for few-shot methods.
-            seed: Seed of the reference draw; follows ``seed_everything``.
+            seed: Seed of the draws; follows ``seed_everything``.
             image_size: Side in pixels, only for use without a trainer.
             fast_jpeg: Decode large JPEGs at a fraction of their size, never below one and a half
                 times ``image_size``: faster, and not to the last bit what published code sees.
@@ -151,6 +133,7 @@ class AnomalyDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.augment = augment
+        self.few = few
         self.shots = shots
         self.seed = seed
         self.image_size = image_size
@@ -192,7 +175,35 @@ class AnomalyDataModule(LightningDataModule):
         sources = [self._as_source(item) for item in (given if isinstance(given, list) else [given])]
         self._warn_of_leaks(part, sources)
         frames = [self._select(self._index_source(source), source, part) for source in sources]
-        return pd.concat(frames, ignore_index=True)
+        if part == "train" and any(source.mosaic for source in sources):
+            frames = [frame.assign(mosaic=source.mosaic) for frame, source in zip(frames, sources, strict=True)]
+        frame = pd.concat(frames, ignore_index=True)
+        return self._choose_training(frame) if part == "train" else frame
+
+    def _choose_training(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Leaves out what the method cannot learn from; draws a few of the rest where asked for."""
+        normal = self._learns_from == "normal"
+        usable = frame["label"] == 0 if normal else frame["label"] >= 0
+        if not usable.all():
+            what = "not normal" if normal else "not labelled"
+            if not usable.any():
+                raise DataError(f"the pictures of data.train are all {what}: this method cannot learn from them")
+            rank_zero_warn(
+                f"{int((~usable).sum())} pictures of data.train are {what} and are left out (first: "
+                f"{frame['image_path'][~usable].iloc[0]}): this method cannot learn from them"
+            )
+            frame = frame[usable].reset_index(drop=True)
+        if self.few is None:
+            return frame
+        few = select_few(frame, self.few, self.seed)
+        return few.loc[np.resize(np.arange(len(few)), len(frame))].reset_index(drop=True)
+
+    @property
+    def _learns_from(self) -> str:
+        return getattr(getattr(self.trainer, "lightning_module", None), "learns_from", "labelled")
+
+    def _split(self, source: Source, part: str) -> str:
+        return source.split or ("train" if part == "train" and self._learns_from == "normal" else "test")
 
     def _warn_of_leaks(self, part: str, sources: list[Source]) -> None:
         """Says so where what is tested has been trained on."""
@@ -203,7 +214,7 @@ class AnomalyDataModule(LightningDataModule):
                 shares = get_record(source.name).shares if source.name in list_datasets() else {}
                 if other.name in shares:
                     rank_zero_warn(f"{part} on {source.name}, train on {other.name}: {shares[other.name]}")
-                elif other.name == source.name and (other.split or "test") == (source.split or "test"):
+                elif other.name == source.name and self._split(other, "train") == self._split(source, part):
                     both = {*(other.categories or self.categories or [""])}
                     if both & {*(source.categories or self.categories or [""])}:
                         rank_zero_warn(f"{part} and train are the same pictures of {source.name}")
@@ -265,7 +276,7 @@ class AnomalyDataModule(LightningDataModule):
             if wrong and (source.categories is not None or len(wrong) == len(asked)):
                 raise DataError(f"{source.name} has no category '{wrong[0]}'; {nearest(wrong[0], known)}")
             frame = frame[frame["category"].isin(asked)]
-        split = source.split or "test"
+        split = self._split(source, part)
         chosen = frame if split == "all" else frame[frame["split"] == split]
         for category in asked or known[:0]:
             if category in known and not (chosen["category"] == category).any():

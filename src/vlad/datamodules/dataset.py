@@ -26,6 +26,9 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
 
     The arithmetic is that of the published code: PIL bicubic to S × S without keeping the aspect ratio, RGB in
     [0, 1], normalised; masks 0/255, PIL bilinear to S × S, then above one half.
+
+    Where the index has a column ``mosaic``, a picture becomes with that probability a mosaic of four of its category,
+    anomalous if one of them is; all else in the sample is the picture's own.
     """
 
     def __init__(
@@ -51,6 +54,10 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         self.truth = truth
         self.augment = augment
         self.fast_jpeg = fast_jpeg
+        self._alike: dict[tuple[str, str], list[int]] = {}
+        if "mosaic" in frame:
+            for number, row in enumerate(self.rows):
+                self._alike.setdefault((row["dataset"], row["category"]), []).append(number)
         self._mean = torch.tensor(preprocess.mean).view(3, 1, 1)
         self._std = torch.tensor(preprocess.std).view(3, 1, 1)
 
@@ -59,29 +66,37 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        crop = Crop.parse(row["band"])
-        # A mask is at full size, and so must its image be for them to be augmented together.
-        near = self.preprocess.size if self.fast_jpeg and self.augment is None else 0
-        image = load_image(row["image_path"], crop=crop, frame=int(row["frame"]), reader=row["reader"], near=near)
         sample = {name: row[name] for name in ("class_name", "dataset", "category", "key")}
         sample |= {"path": row["image_path"], "index": index}
         sample |= {"band": row["band"], "frame": int(row["frame"]), "reader": row["reader"]}
+        rows = [row]
+        if self._alike and float(torch.rand(())) < row["mosaic"]:
+            alike = self._alike[row["dataset"], row["category"]]
+            rows = [self.rows[alike[int(number)]] for number in torch.randint(len(alike), (4,))]
+        parts = [self._read(one, whole=len(rows) > 1) for one in rows]
+        image, mask = parts[0] if len(parts) == 1 else _mosaic(parts)
         if self.truth:
-            size = None if near else image.size
-            mask = np.zeros((image.height, image.width), dtype=bool)
-            if row["mask_path"]:
-                mask = load_mask(row["mask_path"], size, threshold=row["mask_threshold"], crop=crop)
             if self.augment is not None:
                 pixels, mask = self.augment(np.asarray(image), mask)
                 image = Image.fromarray(pixels)
             sample |= {
                 "mask": self._resize_mask(mask),
-                "has_mask": bool(row["has_mask"]),
-                "label": int(row["label"]),
+                "has_mask": all(bool(one["has_mask"]) for one in rows),
+                "label": max(int(one["label"]) for one in rows),
                 "mask_path": row["mask_path"],
                 "mask_threshold": int(row["mask_threshold"]),
             }
         return {"image": self._normalise(image), **sample}
+
+    def _read(self, row: dict[str, Any], *, whole: bool) -> tuple[Image.Image, np.ndarray]:
+        """Decodes a row's picture and mask; at full size where asked for, or where both are augmented together."""
+        crop = Crop.parse(row["band"])
+        near = self.preprocess.size if self.fast_jpeg and self.augment is None and not whole else 0
+        image = load_image(row["image_path"], crop=crop, frame=int(row["frame"]), reader=row["reader"], near=near)
+        if not (self.truth and row["mask_path"]):
+            return image, np.zeros((image.height, image.width), dtype=bool)
+        size = None if near else image.size
+        return image, load_mask(row["mask_path"], size, threshold=row["mask_threshold"], crop=crop)
 
     def _normalise(self, image: Image.Image) -> torch.Tensor:
         size = (self.preprocess.size, self.preprocess.size)
@@ -95,6 +110,18 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             return torch.zeros(side, side, dtype=torch.bool)
         resized = Image.fromarray(mask.astype(np.uint8) * 255).resize((side, side), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized) > 127)
+
+
+def _mosaic(parts: list[tuple[Image.Image, np.ndarray]]) -> tuple[Image.Image, np.ndarray]:
+    """Joins four pictures and their masks to squares of two by two, each at the first one's size."""
+    width, height = parts[0][0].size
+    whole, mask = Image.new("RGB", (2 * width, 2 * height)), np.zeros((2 * height, 2 * width), dtype=bool)
+    for number, (image, part) in enumerate(parts):
+        row, column = divmod(number, 2)
+        whole.paste(image.resize((width, height), Image.Resampling.BICUBIC), (column * width, row * height))
+        resized = np.asarray(Image.fromarray(part).resize((width, height), Image.Resampling.NEAREST))
+        mask[row * height : (row + 1) * height, column * width : (column + 1) * width] = resized
+    return whole, mask
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
