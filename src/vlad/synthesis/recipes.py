@@ -1,0 +1,194 @@
+"""Recipes of pseudo-anomalies: each changes some region of every picture and says exactly which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlad.synthesis.perlin import perlin_masks
+from vlad.synthesis.poisson import blend
+from vlad.synthesis.random import Random
+from vlad.synthesis.textures import Textures, image_textures
+
+__all__ = ["RECIPES", "Scene", "cutpaste", "perlin", "poisson", "region"]
+
+
+@dataclass
+class Scene:
+    """What a recipe works on.
+
+    Attributes:
+        images: All pictures of the batch (B, 3, S, S) in [0, 1].
+        rows: Those to change (n,), int64.
+        allowed: Where they may be changed (n, S, S), bool.
+        textures: Source of textures.
+        random: Source of random numbers.
+    """
+
+    images: Tensor
+    rows: Tensor
+    allowed: Tensor
+    textures: Textures
+    random: Random
+
+    @property
+    def pictures(self) -> Tensor:
+        """The pictures to change (n, 3, S, S)."""
+        return self.images[self.rows]
+
+    def places(self) -> Tensor:
+        """Draws a place where each picture may be changed: row and column (n, 2), int64."""
+        weight = self.random.uniform(0.1, 1, *self.allowed.shape) * self.allowed
+        index = weight.flatten(1).argmax(1)
+        size = self.allowed.shape[-1]
+        return torch.stack([index // size, index % size], dim=1)
+
+
+Recipe = Callable[[Scene], tuple[Tensor, Tensor]]
+"""Scene → changed pictures (n, 3, S, S) and their masks (n, S, S), bool. Outside the mask nothing may be changed."""
+
+
+def _three_changes(textures: Tensor, random: Random) -> Tensor:
+    """Changes each texture by three of nine photographic steps, as DRAEM does."""
+    from kornia import enhance
+
+    def factor(x: Tensor, low: float, high: float) -> Tensor:
+        return random.uniform(low, high, len(x), 1, 1, 1)
+
+    def autocontrast(x: Tensor) -> Tensor:
+        low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        return (x - low) / (high - low).clamp(min=1e-3)
+
+    steps: list[Callable[[Tensor], Tensor]] = [
+        lambda x: x ** factor(x, 0.5, 2.0),
+        lambda x: (x * factor(x, 0.8, 1.2) + factor(x, -0.12, 0.12)).clamp(0, 1),
+        lambda x: enhance.adjust_saturation(x, factor(x, 0.2, 1.8).flatten()),
+        lambda x: enhance.adjust_hue(x, factor(x, -0.2, 0.2).flatten() * 2 * torch.pi),
+        lambda x: torch.where(x > factor(x, 0.3, 0.8), 1 - x, x),  # solarise
+        lambda x: (x * 8).floor() / 8,  # posterise
+        lambda x: 1 - x,
+        autocontrast,
+        lambda x: x.rot90(1, (-2, -1)),
+    ]
+    for step, use in zip(steps, random.subsets(len(textures), len(steps), 3).T, strict=True):
+        rows = use.nonzero()[:, 0]
+        if len(rows):
+            textures[rows] = step(textures[rows])
+    return textures
+
+
+def perlin(scene: Scene) -> tuple[Tensor, Tensor]:
+    """Blends a texture into Perlin blotches (DRAEM, Zavrtanik et al., 2021; DeSTSeg, Zhang et al., 2023).
+
+    x (1 − M) + ((1 − β) A + β x) M, the share β of the picture drawn from [0, 0.8).
+    """
+    pictures, random = scene.pictures, scene.random
+    texture = _three_changes(scene.textures(scene.images, scene.rows, random), random)
+    share = random.uniform(0, 0.8, len(pictures), 1, 1, 1)
+    mask = perlin_masks(len(pictures), pictures.shape[-1], random) & scene.allowed
+    return torch.where(mask[:, None], texture + share * (pictures - texture), pictures), mask
+
+
+def cutpaste(scene: Scene) -> tuple[Tensor, Tensor]:
+    """Pastes a piece of the picture elsewhere: a rectangle, or a thin turned scar (CutPaste, Li et al., 2021).
+
+    Rectangles cover 2 to 15 % of the picture, sides 0.3 to 3.3; scars are 1 to 6 % of the side wide and 4 to 10 %
+    long, turned by up to 45°. Colours are jittered by up to a tenth, as published.
+    """
+    from kornia import enhance
+
+    pictures, random = scene.pictures, scene.random
+    n, size = len(pictures), pictures.shape[-1]
+    area, aspect = random.uniform(0.02, 0.15, n), 3.3 ** random.uniform(-1, 1, n)
+    scar = random.chance(0.5, n)
+    height = torch.where(scar, random.uniform(0.01, 0.06, n), (area / aspect).sqrt()) * size
+    width = torch.where(scar, random.uniform(0.04, 0.10, n), (area * aspect).sqrt()) * size
+    angle = torch.where(scar, random.uniform(-torch.pi / 4, torch.pi / 4, n), torch.zeros_like(area))
+
+    target = scene.places().float() + 0.5
+    line = torch.arange(size, device=pictures.device) + 0.5
+    y, x = line[None, :, None] - target[:, 0, None, None], line[None, None, :] - target[:, 1, None, None]
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    v, u = cos * y - sin * x, sin * y + cos * x  # in the axes of the piece
+    mask = (v.abs() <= height[:, None, None] / 2) & (u.abs() <= width[:, None, None] / 2) & scene.allowed
+    # The piece is cut upright about another place, as far inside the picture as it fits.
+    extent = torch.stack([height, width], dim=1)
+    source = torch.minimum(random.uniform(0, 1, n, 2) * size, (size - extent / 2).clamp(min=0))
+    source = torch.maximum(source, (extent / 2).clamp(max=size)).floor() + 0.5
+    places = torch.stack([u + source[:, 1, None, None], v + source[:, 0, None, None]], dim=-1) * (2 / size) - 1
+    piece = F.grid_sample(pictures, places, padding_mode="border", align_corners=False)
+    piece = enhance.adjust_saturation(piece.clamp(0, 1), random.uniform(0.9, 1.1, n))
+    piece = enhance.adjust_hue(piece, random.uniform(-0.1, 0.1, n) * 2 * torch.pi)
+    piece = (piece * random.uniform(0.9, 1.1, n, 1, 1, 1) + random.uniform(-0.1, 0.1, n, 1, 1, 1)).clamp(0, 1)
+    return torch.where(mask[:, None], piece, pictures), mask
+
+
+def poisson(scene: Scene) -> tuple[Tensor, Tensor]:
+    """Blends a piece of another picture in seamlessly (after NSA, Schlüter et al., 2022).
+
+    The pieces of one call have one size; places and sources differ. What differs from the picture by less than 6 of
+    255 grey levels is left as it was and does not count.
+    """
+    pictures, random = scene.pictures, scene.random
+    n, size = len(pictures), pictures.shape[-1]
+    sides = (random.uniform(0.06, 0.35, 2) * size).long().clamp(4, size - 2).tolist()
+    other = image_textures(scene.images, scene.rows, random)
+
+    def window(middle: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the rows (n, h + 2, 1) and columns (n, 1, w + 2) of pieces about places, moved inside."""
+        spans = []
+        for axis, side in enumerate(sides):
+            start = (middle[:, axis] - side // 2 - 1).clamp(0, size - side - 2)
+            spans.append(start[:, None] + torch.arange(side + 2, device=pictures.device))
+        return spans[0][:, :, None], spans[1][:, None, :]
+
+    each = torch.arange(n, device=pictures.device)[:, None, None]
+    rows, columns = window(scene.places())
+    from_rows, from_columns = window(random.whole(0, size - 1, n, 2))
+    target = pictures.permute(0, 2, 3, 1)[each, rows, columns].permute(0, 3, 1, 2)
+    source = other.permute(0, 2, 3, 1)[each, from_rows, from_columns].permute(0, 3, 1, 2)
+    inner = blend(target, source, random.chance(0.5, n)).clamp(0, 1)
+
+    changed, mask = pictures.clone(), torch.zeros_like(scene.allowed)
+    rows, columns = rows[:, 1:-1], columns[:, :, 1:-1]
+    differs = (inner - target[..., 1:-1, 1:-1]).abs().amax(1) > 6 / 255
+    differs = F.max_pool2d(-F.max_pool2d(-differs.float(), 3, 1, 1), 3, 1, 1) > 0.5  # without lone pixels
+    differs &= scene.allowed[each, rows, columns]
+    mask[each, rows, columns] = differs
+    kept = pictures.permute(0, 2, 3, 1)[each, rows, columns]
+    changed.permute(0, 2, 3, 1)[each, rows, columns] = torch.where(differs[..., None], inner.permute(0, 2, 3, 1), kept)
+    return changed, mask
+
+
+def region(scene: Scene) -> tuple[Tensor, Tensor]:
+    """Changes the look of Perlin blotches: brightness, contrast, colour, blur or noise."""
+    from kornia import enhance, filters
+
+    pictures, random = scene.pictures, scene.random
+    n, size = len(pictures), pictures.shape[-1]
+    mask = perlin_masks(n, size, random) & scene.allowed
+    sign = 2.0 * random.chance(0.5, n, 1, 1, 1) - 1
+    mean = pictures.mean((2, 3), keepdim=True)
+    blurred = filters.gaussian_blur2d(
+        pictures, (int(size / 16) * 2 + 1,) * 2, random.uniform(0.01, 0.03, n, 1).expand(-1, 2) * size
+    )
+    looks = torch.stack(
+        [
+            pictures + sign * random.uniform(0.1, 0.4, n, 1, 1, 1),
+            mean + (pictures - mean) * 3 ** (sign * random.uniform(0.5, 1, n, 1, 1, 1)),
+            enhance.adjust_hue(pictures, random.uniform(0.15, 0.5, n) * 2 * torch.pi)
+            + random.uniform(-0.2, 0.2, n, 3, 1, 1),
+            blurred,
+            pictures + random.uniform(0.08, 0.25, n, 1, 1, 1) * random.normal(n, 1, size, size),
+        ]
+    ).clamp(0, 1)
+    look = looks[random.whole(0, len(looks) - 1, n), torch.arange(n, device=pictures.device)]
+    return torch.where(mask[:, None], look, pictures), mask
+
+
+RECIPES: dict[str, Recipe] = {"perlin": perlin, "cutpaste": cutpaste, "poisson": poisson, "region": region}
+"""Recipes by name."""

@@ -1,0 +1,100 @@
+"""From normal pictures to pseudo-anomalous ones with exact masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vlad.errors import MethodError, nearest
+from vlad.synthesis.foreground import foreground
+from vlad.synthesis.random import Random
+from vlad.synthesis.recipes import RECIPES, Scene
+from vlad.synthesis.textures import Textures, procedural_textures
+
+__all__ = ["Synthesizer"]
+
+_TRIES = 12
+
+
+@dataclass
+class Synthesizer:
+    """Makes pseudo-anomalies in normal pictures.
+
+    Outside the masks pictures are what they were, to the last bit; inside they are visibly changed. Results depend on
+    the pictures and the source of random numbers alone, on any device.
+
+    Attributes:
+        recipe: ``perlin``, ``cutpaste``, ``poisson``, ``region``, or ``mixed``: one of them for each picture.
+        probability: Share of the pictures that are changed.
+        keep_to_part: Whether only the part is changed, never a plain background.
+        textures: What the recipes blend in; see :func:`vlad.synthesis.texture_source`.
+        min_area: Smallest area of a mask, as a share of the picture.
+        min_change: Smallest mean change inside a mask, of values in [0, 1].
+
+    Raises:
+        MethodError: Unknown recipe.
+
+    Examples:
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> changed, mask = Synthesizer("cutpaste")(images, Random(0))
+        >>> mask.shape, bool(torch.where(mask[:, None], images, changed).equal(images))
+        (torch.Size([2, 64, 64]), True)
+    """
+
+    recipe: str = "perlin"
+    probability: float = 1.0
+    keep_to_part: bool = False
+    textures: Textures = field(default=procedural_textures)
+    min_area: float = 5e-4
+    min_change: float = 0.03
+
+    def __post_init__(self) -> None:
+        """Refuses unknown recipes."""
+        if self.recipe not in {"mixed", *RECIPES}:
+            raise MethodError(f"no recipe is named '{self.recipe}'; {nearest(self.recipe, ['mixed', *RECIPES])}")
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, random: Random) -> tuple[Tensor, Tensor]:
+        """Changes pictures.
+
+        Args:
+            images: Normal pictures (B, 3, S, S) in [0, 1].
+            random: Source of random numbers, on the pictures' device.
+
+        Returns:
+            Changed pictures (B, 3, S, S) in [0, 1], and masks (B, S, S), bool: True where anomalous. A picture in which
+            twelve tries left nothing visible stays normal.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.float()
+            changed, masks = images.clone(), torch.zeros_like(images[:, 0], dtype=torch.bool)
+            allowed = foreground(images) if self.keep_to_part else torch.ones_like(masks)
+            left = random.chance(self.probability, len(images)).nonzero()[:, 0]
+            for _ in range(_TRIES):
+                if not len(left):
+                    break
+                new, mask = self._apply(Scene(images, left, allowed[left], self.textures, random))
+                good = self._visible(images[left], new, mask)
+                changed[left[good]], masks[left[good]] = new[good], mask[good]
+                left = left[~good]
+        return changed, masks
+
+    def _apply(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        if self.recipe != "mixed":
+            return RECIPES[self.recipe](scene)
+        changed, mask = scene.pictures, torch.zeros_like(scene.allowed)
+        kind = scene.random.whole(0, len(RECIPES) - 1, len(scene.rows))
+        for number, recipe in enumerate(RECIPES.values()):
+            rows = (kind == number).nonzero()[:, 0]
+            if len(rows):
+                part = Scene(scene.images, scene.rows[rows], scene.allowed[rows], scene.textures, scene.random)
+                changed[rows], mask[rows] = recipe(part)
+        return changed, mask
+
+    def _visible(self, before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
+        """Returns which changes are large and strong enough to be seen (n,)."""
+        area = mask.sum((1, 2))
+        change = ((after - before).abs().mean(1) * mask).sum((1, 2)) / area.clamp(min=1)
+        return (area >= self.min_area * mask[0].numel()) & (area > 0) & (change >= self.min_change)

@@ -1,0 +1,126 @@
+"""What is blended in: textures from a folder, from other pictures, or made on the spot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlad.errors import DataError
+from vlad.synthesis.perlin import perlin_noise, plane
+from vlad.synthesis.random import Random
+
+__all__ = ["FolderTextures", "Textures", "image_textures", "procedural_textures", "texture_source"]
+
+Textures = Callable[[Tensor, Tensor, Random], Tensor]
+"""(pictures (B, 3, S, S), rows that need a texture (n,), random) → textures (n, 3, S, S) in [0, 1]."""
+
+
+def procedural_textures(images: Tensor, rows: Tensor, random: Random) -> Tensor:
+    """Makes textures: clouds, marble, stripes, checks, dots and grain, in two colours each."""
+    count, size = len(rows), images.shape[-1]
+    clouds = torch.zeros(count, size, size, device=images.device)
+    for octave, weight in enumerate((0.6, 0.3, 0.2)):
+        clouds += weight * perlin_noise(size, 2 ** random.whole(1 + octave, 2 + octave, count, 2), random)
+    angle = random.uniform(0, torch.pi, count, 1, 1)
+    waves = 2 ** random.uniform(1, 5, count, 1, 1)
+    y, x = plane(size, images.device)
+    u = waves * (angle.cos() * x + angle.sin() * y) + 0.3 * clouds
+    v = waves * (angle.cos() * y - angle.sin() * x) + 0.3 * clouds
+    sharp = 4 * (2 * torch.pi * u).sin()
+    from_center = ((u % 1 - 0.5).square() + (v % 1 - 0.5).square()).sqrt()
+    grain = torch.nn.functional.interpolate(random.uniform(-1, 1, count, 1, -(-size // 2), -(-size // 2)), (size, size))
+    kinds = torch.stack(
+        [
+            0.5 + 0.7 * clouds,
+            0.5 + 0.5 * (2 * torch.pi * (0.5 * u + 2 * clouds)).sin(),
+            0.5 + 0.5 * sharp,
+            0.5 + 0.5 * sharp * (2 * torch.pi * v).sin().sign(),
+            0.5 + 8 * (random.uniform(0.2, 0.4, count, 1, 1) - from_center),
+            0.5 + 0.4 * clouds + 0.4 * grain[:, 0],
+        ]
+    )
+    value = kinds[random.whole(0, len(kinds) - 1, count), torch.arange(count, device=images.device)].clamp(0, 1)
+    low, high = (random.uniform(0, 1, count, 3, 1, 1) for _ in range(2))
+    return (low + (high - low) * value[:, None] + 0.05 * grain).clamp(0, 1)
+
+
+def image_textures(images: Tensor, rows: Tensor, random: Random) -> Tensor:
+    """Takes other pictures of the batch, turned by quarters and mirrored; a picture alone takes itself, moved."""
+    step = random.whole(1, max(1, len(images) - 1), len(rows))
+    taken = images[(rows + step) % len(images)]
+    shift = random.whole(images.shape[-1] // 4, images.shape[-1] * 3 // 4, 2).tolist()
+    taken = taken.roll(shift, (-2, -1)) if len(images) == 1 else taken
+    turns = random.whole(0, 3, len(rows))
+    turned = torch.stack([taken.rot90(k, (-2, -1)) for k in range(4)])
+    taken = turned[turns, torch.arange(len(rows), device=images.device)]
+    return torch.where(random.chance(0.5, len(rows), 1, 1, 1), taken.flip(-1), taken)
+
+
+class FolderTextures:
+    """Pictures of a folder and its subfolders, such as DTD's.
+
+    Up to ``limit`` of them, drawn once, are decoded at the first use and kept in memory (at 336 px some 340 MB per
+    thousand), so that training never waits for a disk.
+    """
+
+    def __init__(self, folder: str | Path, *, limit: int = 1000) -> None:
+        """Lists the pictures.
+
+        Args:
+            folder: The folder.
+            limit: At most so many pictures are used.
+
+        Raises:
+            DataError: No such folder, or no picture in it.
+        """
+        from vlad.datamodules.index import IMAGE_SUFFIXES, list_files
+
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise DataError(f"texture folder {folder} does not exist; give a folder of pictures, such as DTD's images")
+        self.files = [folder / file for file in list_files(folder)]
+        if not self.files:
+            raise DataError(f"texture folder {folder} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        if len(self.files) > limit:
+            chosen = np.random.default_rng(0).permutation(len(self.files))[:limit]
+            self.files = [self.files[i] for i in sorted(chosen)]
+        self._pool = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+
+    def _decode(self, size: int) -> Tensor:
+        from PIL import Image
+
+        from vlad.datamodules.decode import load_image
+
+        def one(file: Path) -> Tensor:
+            picture = load_image(str(file)).resize((size, size), Image.Resampling.BICUBIC)
+            return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            return torch.stack(list(threads.map(one, self.files)))
+
+    def __call__(self, images: Tensor, rows: Tensor, random: Random) -> Tensor:
+        """Draws a texture for each row."""
+        if self._pool.shape[-1] != images.shape[-1]:
+            self._pool = self._decode(images.shape[-1])
+        chosen = random.whole(0, len(self._pool) - 1, len(rows)).cpu()
+        return self._pool[chosen].to(images.device).float() / 255
+
+
+def texture_source(name: str) -> Textures:
+    """Returns a source by name.
+
+    Args:
+        name: ``procedural``, ``images`` (other pictures of the batch), or a folder.
+
+    Raises:
+        DataError: The folder does not exist or holds no picture.
+    """
+    if name == "procedural":
+        return procedural_textures
+    return image_textures if name == "images" else FolderTextures(name)
