@@ -129,8 +129,12 @@ def check_frozen_backbone(method: Method) -> None:
     if not method.trains:
         return
     before = copy.deepcopy(method.backbone.state_dict())
-    optimizer = method.configure_optimizers()
-    total = torch.stack(list(method.loss(random_batch(4, method.image_size)).values())).sum()
+    configured = method.configure_optimizers()
+    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+    batch = random_batch(4, method.image_size)
+    if method.learns_from == "normal":
+        batch["mask"], batch["label"] = torch.zeros_like(batch["mask"]), torch.zeros_like(batch["label"])
+    total = torch.stack(list(method.loss(batch).values())).sum()
     total.backward()
     silent = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert not silent, f"no gradient reaches {silent}"

@@ -8,7 +8,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Prediction", "Preprocess"]
+__all__ = ["Batch", "Prediction", "Preprocess", "known_masks"]
 
 
 class Batch(TypedDict, total=False):
@@ -51,6 +51,11 @@ class Batch(TypedDict, total=False):
     reader: list[str]
 
 
+def known_masks(batch: Batch) -> Tensor:
+    """Returns of which images of a batch the pixels' truth is known (B,), bool: of all where it says nothing."""
+    return batch["has_mask"] if "has_mask" in batch else torch.ones(len(batch["image"]), dtype=torch.bool)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a method says of a batch; higher means more anomalous.
@@ -61,19 +66,21 @@ class Prediction:
         image_score: One score per image (B,), float32.
         image_terms: Optional parts (B, T) of the image score, for protocols that combine them over a whole
             test set (:meth:`vlad.Method.fuse_scores`).
+        unrefined: What a method that refines its maps said before it did; evaluated and drawn beside the rest.
     """
 
     raw_map: Tensor
     anomaly_map: Tensor
     image_score: Tensor
     image_terms: Tensor | None = None
+    unrefined: Prediction | None = None
 
     def detached(self) -> Prediction:
         """Returns the prediction in float32, without gradients."""
         as_float = {
             name: value.detach().to(torch.float32) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **as_float)
+        return replace(self, **as_float, unrefined=self.unrefined and self.unrefined.detached())
 
 
 @dataclass(frozen=True)

@@ -57,3 +57,10 @@ def test_sheet_puts_panels_in_rows_and_shrinks_them():
     assert sheet.getpixel((5, 5)) == sheet.getpixel((5, 205)) == (255, 0, 0)
     assert sheet.getpixel((645, 5)) == (0, 0, 255)
     assert sheet.getpixel((1000, 5)) == (255, 255, 255)
+
+
+def test_the_map_before_a_refinement_stands_beside_the_map():
+    before, after = np.zeros((8, 8)), np.ones((8, 8))
+    picture = draw_panel(panel(after, unrefined=before), 0.0, 1.0, height=50)
+    assert np.array_equal(tile(picture, 1)[10, 10], colorize(np.array([[0.0]]))[0, 0])
+    assert np.array_equal(tile(picture, 2)[10, 10], colorize(np.array([[1.0]]))[0, 0])

@@ -7,6 +7,7 @@ from vlad.methods.losses import dice_loss, focal_loss
 from vlad.methods.representative import representative_vector
 from vlad.methods.sdp import SDP
 from vlad.methods.sdp_plus import SDPPlus
+from vlad.testing import random_batch
 
 
 def arguments(golden, **more):
@@ -139,3 +140,16 @@ def test_stages_follow_the_published_division(tiny):
     method = SDP(backbone=tiny, pretrained=None, image_size=64, layers=[1, 2, 3, 4])
     assert method.stages == (1, 2, 3, 4)
     assert [method.stage_end(layer) for layer in (1, 2, 3, 4)] == [1, 2, 3, 4]
+
+
+def test_a_picture_without_a_mask_is_left_out_of_training(tiny):
+    method = SDPPlus(backbone=tiny, pretrained=None, image_size=64, layers=[2, 4])
+    batch = random_batch(3)
+    batch["has_mask"][1] = False
+    rest = {key: value[::2] for key, value in batch.items()}
+    for name, term in method.loss(batch).items():
+        torch.testing.assert_close(term, method.loss(rest)[name])
+    batch["has_mask"][:] = False
+    nothing = method.loss(batch)
+    assert float(nothing["focal"]) == 0
+    torch.stack(list(nothing.values())).sum().backward()

@@ -33,11 +33,14 @@ def rank_main(rank, world, mode, port, queue):
     for row in rows:
         one = {k: v[row : row + 1] for k, v in batch.items()}
         scores = maps[row : row + 1]
-        evaluation.update(one, Prediction(scores, scores, scores.amax((1, 2))), rank=rank, world_size=world)
+        first = Prediction(-scores, -scores, scores.mean((1, 2)))
+        said = Prediction(scores, scores, scores.amax((1, 2)), unrefined=first)
+        evaluation.update(one, said, rank=rank, world_size=world)
         if row % world == rank:
             metric.update(scores, one["mask"])
     result = evaluation.compute()
-    table = result.categories.drop(columns=["dataset", "category"]).to_numpy().tolist()
+    tables = [part.categories.drop(columns=["dataset", "category"]) for part in (result, result.unrefined)]
+    table = [line for part in tables for line in part.to_numpy().tolist()]
     queue.put((rank, metric.compute()[:7], table, list(result.pooled.values())))
     torch.distributed.destroy_process_group()
 

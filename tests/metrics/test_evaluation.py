@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -108,3 +109,19 @@ def test_reset_forgets():
     evaluation.reset()
     assert evaluation.result is None
     assert evaluation.compute().categories.empty
+
+
+def test_what_was_said_before_a_refinement_is_evaluated_beside_it():
+    evaluation, alone, batch = Evaluation(), Evaluation(), batch_of("a")
+    before, after = prediction(batch, 1), prediction(batch, 2)
+    evaluation.update(batch, dataclasses.replace(after, unrefined=before))
+    alone.update(batch, before)
+    result, expected = evaluation.compute(), alone.compute()
+    assert result.unrefined.mean == expected.mean
+    assert result.mean != expected.mean
+    assert result.unrefined.images["image_score"].tolist() == expected.images["image_score"].tolist()
+    evaluation.reset()
+    evaluation.update(batch, after)
+    assert evaluation.compute().unrefined is None
+    halved = dataclasses.replace(after, unrefined=prediction(batch, 1)).detached()
+    assert halved.unrefined.anomaly_map.dtype == torch.float32

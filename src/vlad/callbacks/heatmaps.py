@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections import deque
@@ -12,6 +13,7 @@ from threading import Lock
 from typing import IO, Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
@@ -81,15 +83,16 @@ class HeatMaps(Callback):
         if self._file is None:
             return
         side = min(self.height, prediction.anomaly_map.shape[-1])
-        maps = F.adaptive_avg_pool2d(prediction.anomaly_map.float().unsqueeze(1), side)[:, 0].cpu().numpy()
+        stages = [said.anomaly_map for said in (prediction.unrefined, prediction) if said is not None]
+        maps = F.adaptive_avg_pool2d(torch.stack(stages, dim=1).float(), side).cpu().numpy()  # (B, 1 or 2, side, side)
         for i in own_samples(batch, trainer.global_rank, trainer.world_size):
             path = batch["path"][i]
             category = (batch["dataset"][i], batch["category"][i])
             self._counts[category] = self._counts.get(category, 0) + 1
-            self._samples.append(maps[i].ravel()[:: max(1, side * side // 1024)])
+            self._samples.append(maps[i].ravel()[:: max(1, maps[i].size // 1024)])
             if self.limit is not None and self._counts[category] > self.limit:
                 continue
-            row: dict[str, Any] = {"path": path, "side": side, "score": float(prediction.image_score[i])}
+            row: dict[str, Any] = {"path": path, "shape": maps[i].shape, "score": float(prediction.image_score[i])}
             row["category"] = category
             row["name"] = "/".join(dict.fromkeys((*category, batch["key"][i])))
             row["offset"] = self._file.tell()
@@ -113,8 +116,8 @@ class HeatMaps(Callback):
         def draw(row: dict[str, Any]) -> None:
             with lock:
                 file.seek(row["offset"])
-                stored = file.read(4 * row["side"] ** 2)
-            values = np.frombuffer(stored, np.float32).reshape(row["side"], row["side"])
+                stored = file.read(4 * math.prod(row["shape"]))
+            values = np.frombuffer(stored, np.float32).reshape(row["shape"])
             self._draw(row, values, low, high, target / f"{row['name']}.png")
 
         if trainer.is_global_zero:
@@ -135,14 +138,15 @@ class HeatMaps(Callback):
     def _draw(self, row: dict[str, Any], values: np.ndarray, low: float, high: float, path: Path) -> None:
         crop = Crop.parse(row["band"])
         image = load_image(row["path"], crop=crop, frame=row["frame"], reader=row["reader"])
-        verdict, mask = f"image score {row['score']:.4g}, map max {values.max():.4g}", None
+        verdict, mask = f"image score {row['score']:.4g}, map max {values[-1].max():.4g}", None
         if "label" in row:
             verdict += f", label {['normal', 'anomalous', 'unknown'][row['label']]}"
             if row["mask_path"]:
                 mask = load_mask(row["mask_path"], image.size, threshold=row["mask_threshold"], crop=crop)
             elif row["has_mask"]:
                 mask = np.zeros((image.height, image.width), dtype=bool)
-        picture = draw_panel(Panel(row["name"], verdict, image, values, mask), low, high, height=self.height)
+        panel = Panel(row["name"], verdict, image, values[-1], mask, values[0] if len(values) > 1 else None)
+        picture = draw_panel(panel, low, high, height=self.height)
         write_whole(path, lambda partial: picture.save(partial, format="PNG", compress_level=1))
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -43,6 +43,7 @@ class Panel:
         image: The picture, RGB.
         anomaly_map: Its map (H, W), any size.
         mask: Ground truth (H, W), bool, or None where it is not known.
+        unrefined: The map before a refinement (H, W), or None where there was none.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Panel:
     image: Image.Image
     anomaly_map: np.ndarray
     mask: np.ndarray | None = None
+    unrefined: np.ndarray | None = None
 
 
 def colorize(values: np.ndarray) -> np.ndarray:
@@ -86,12 +88,18 @@ def draw_panel(panel: Panel, low: float, high: float, *, height: int = 256) -> I
     aspect = panel.image.width / panel.image.height
     size = (round(height * min(max(aspect, 1 / 3), 3)), height)
     original = np.asarray(panel.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
-    values = np.asarray(Image.fromarray(panel.anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
-    strength = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+
+    def strength_of(values: np.ndarray) -> np.ndarray:
+        resized = np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+        return np.clip((resized - low) / max(high - low, 1e-12), 0, 1)
+
+    strength = strength_of(panel.anomaly_map)
     colors = colorize(strength)
     weight = (0.75 * np.sqrt(strength))[..., None]
     overlay = (original * (1 - weight) + colors * weight).astype(np.uint8)
     tiles = [("image", original), ("anomaly map", colors)]
+    if panel.unrefined is not None:
+        tiles.insert(1, ("before refinement", colorize(strength_of(panel.unrefined))))
     if panel.mask is not None:
         mask = np.asarray(Image.fromarray(panel.mask).resize(size, Image.Resampling.NEAREST))
         tiles.append(("mask", np.where(mask[..., None], np.uint8(255), np.uint8(0)).repeat(3, axis=2)))

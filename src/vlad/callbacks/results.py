@@ -66,14 +66,15 @@ def _plain(result: EvaluationResult) -> dict[str, Any]:
         {name: None if math.isnan(value) else value for name, value in values.items()}
         for values in (result.mean, result.pooled)
     )
-    return {"mean": mean, "pooled": pooled, "categories": categories, "undefined": result.undefined}
+    plain = {"mean": mean, "pooled": pooled, "categories": categories, "undefined": result.undefined}
+    return plain if result.unrefined is None else {**plain, "unrefined": _plain(result.unrefined)}
 
 
 class Results(Callback):
     """Leaves metrics as CSV and JSON and every image's score as CSV in the run folder, and prints the table.
 
     Files: ``test_metrics.csv``, ``test_metrics.json``, ``test_scores.csv`` (``val_…`` while validating) and
-    ``predictions.csv``.
+    ``predictions.csv``; of a method that refines its maps, also ``test_unrefined_metrics.csv`` and ``…_scores.csv``.
     """
 
     def __init__(
@@ -103,12 +104,18 @@ class Results(Callback):
         if result is None or folder is None or not trainer.is_global_zero:
             return
         target = Path(folder)
-        categories: pd.DataFrame = result.categories
-        write_text(target / f"{stage}_metrics.csv", categories.to_csv(index=False))
+        parts = {"": result} if result.unrefined is None else {"unrefined_": result.unrefined, "": result}
+        for part, found in parts.items():
+            categories: pd.DataFrame = found.categories
+            write_text(target / f"{stage}_{part}metrics.csv", categories.to_csv(index=False))
+            write_text(target / f"{stage}_{part}scores.csv", found.images.to_csv(index=False))
+            if show and len(parts) > 1:
+                print(f"\n{'after' if found is result else 'before'} refinement")
+            if show:
+                print(f"\n{format_table(found)}")
         write_json(target / f"{stage}_metrics.json", _plain(result))
-        write_text(target / f"{stage}_scores.csv", result.images.to_csv(index=False))
         if show:
-            print(f"\n{format_table(result)}\n\nrun folder: {target}", flush=True)
+            print(f"\nrun folder: {target}", flush=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes and prints the test table."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,7 +17,7 @@ from vlad.clip.text import TextTower
 from vlad.errors import MethodError, WeightsError
 from vlad.metrics.evaluation import Evaluation, EvaluationResult
 from vlad.types import Batch, Prediction, Preprocess
-from vlad.weights import class_path_of, describe, read_weights
+from vlad.weights import Published, class_path_of, describe, locate, read_weights
 
 __all__ = ["Method"]
 
@@ -32,7 +32,10 @@ class Method(LightningModule):
     Attributes:
         api: Version of the method interface that the class was written for.
         epochs: Epochs of the published recipe, used by ``vlad fit`` when the user gives none.
+        learns_from: ``labelled``: the test split of auxiliary data, masks and all, as most detectors of this field.
+            ``normal``: the normal pictures of the train split; the data module leaves anomalous ones out.
         parity: How the published method drives CLIP; see :class:`vlad.clip.Parity`.
+        published_weights: The authors' weights by name, for ``weights: NAME``.
         backbone: The frozen CLIP, or None for a method without one.
         layers: Blocks the method reads, from 1.
         image_size: Side S of the images in pixels.
@@ -41,7 +44,9 @@ class Method(LightningModule):
 
     api: ClassVar[int] = 1
     epochs: ClassVar[int | None] = None
+    learns_from: ClassVar[Literal["labelled", "normal"]] = "labelled"
     parity: ClassVar[Parity] = Parity()
+    published_weights: ClassVar[Mapping[str, Published]] = {}
 
     backbone: Backbone
 
@@ -122,7 +127,7 @@ class Method(LightningModule):
         """Maps a checkpoint in the authors' format to the names of this module's trained parameters."""
         raise KeyError
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         """Adam over everything that is trained, at ``self.lr`` if the method has it, else 1e-3."""
         trained = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.Adam(trained, lr=getattr(self, "lr", 1e-3))
@@ -167,7 +172,7 @@ class Method(LightningModule):
         return self.score(images, class_names)
 
     def load_weights(self, path: str) -> None:
-        """Loads trained parameters: the authors' file, one of vlad's checkpoints, or a run folder.
+        """Loads trained parameters: the authors' file or its name, one of vlad's checkpoints, or a run folder.
 
         Raises:
             WeightsError: Unreadable or unsafe file, or its parameters do not fit; the message lists them.
@@ -177,7 +182,7 @@ class Method(LightningModule):
             raise WeightsError(
                 f"{type(self).__name__} is training-free and has no weights to load; drop weights: {path}"
             )
-        state = read_weights(path, self)
+        state = read_weights(locate(path, self.published_weights), self)
         problems = [f"missing {name}" for name in trained if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in trained]
         problems += [
@@ -215,8 +220,9 @@ class Method(LightningModule):
 
     def _finish_evaluation(self, stage: str) -> EvaluationResult:
         result = self.evaluation.compute(self.fuse_scores)
-        mean = {name: value for name, value in result.mean.items() if not math.isnan(value)}
-        self.log_dict({f"{stage}/{name}": value for name, value in mean.items()}, rank_zero_only=True)
+        for part, found in ((stage, result), (f"{stage}/unrefined", result.unrefined)):
+            mean = {name: value for name, value in found.mean.items() if not math.isnan(value)} if found else {}
+            self.log_dict({f"{part}/{name}": value for name, value in mean.items()}, rank_zero_only=True)
         return result
 
     def on_validation_epoch_start(self) -> None:

@@ -16,7 +16,7 @@ from vlad.clip.similarity import normalize, to_grid, upsample
 from vlad.methods.losses import dice_loss, focal_loss
 from vlad.methods.representative import Representative
 from vlad.methods.sdp import SDP
-from vlad.types import Batch, Prediction
+from vlad.types import Batch, Prediction, known_masks
 
 __all__ = ["SDPPlus"]
 
@@ -109,11 +109,19 @@ class SDPPlus(SDP):
         return self.finish(raw_map, text_score)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns focal and Dice loss, each summed over the layers; the training loss is their sum."""
-        images, mask = batch["image"], batch["mask"]
+        """Returns focal and Dice loss, each summed over the layers; the training loss is their sum.
+
+        Anomalous pictures without a mask are left out.
+        """
+        known = known_masks(batch)
+        images, mask = batch["image"][known], batch["mask"][known]
+        names = [name for name, has_mask in zip(batch["class_name"], known.tolist(), strict=True) if has_mask]
+        if not names:
+            nothing = 0 * torch.stack([parameter.sum() for parameter in self.heads.parameters()]).sum()
+            return {"focal": nothing, "dice": nothing}
         ordinary, _ = self.encode(images, stages=False)
         focal, dice = [], []
-        for margin in self.margins(ordinary, self.texts(batch["class_name"])):
+        for margin in self.margins(ordinary, self.texts(names)):
             margin = upsample(to_grid(margin), images.shape[-1], align_corners=True)
             probabilities = torch.stack([F.sigmoid(-margin), F.sigmoid(margin)], dim=1)
             focal.append(focal_loss(probabilities, mask))

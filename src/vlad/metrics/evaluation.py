@@ -46,6 +46,7 @@ class EvaluationResult:
         mean: Unweighted mean over the categories in which a metric is defined, per metric.
         pooled: The metrics of all categories' images and pixels together.
         undefined: Why a metric is NaN: data set, category, metric, reason.
+        unrefined: The same before the method refined its maps; None where it does not.
     """
 
     categories: pd.DataFrame
@@ -53,6 +54,7 @@ class EvaluationResult:
     mean: dict[str, float]
     pooled: dict[str, float]
     undefined: list[dict[str, str]] = field(default_factory=list)
+    unrefined: EvaluationResult | None = None
 
 
 def gather_objects(local: Any) -> list[Any]:
@@ -115,11 +117,12 @@ class Evaluation:
         self._regions = RegionCache()
         self._pixels: dict[Category, PixelMetrics] = {}
         self._images: list[dict[str, Any]] = []
+        self._unrefined: Evaluation | None = None
         self.result: EvaluationResult | None = None
 
     def reset(self) -> None:
         """Forgets everything added."""
-        self._pixels, self._images, self.result = {}, [], None
+        self._pixels, self._images, self._unrefined, self.result = {}, [], None, None
 
     def _pixel_metric(self, category: Category, device: torch.device) -> PixelMetrics:
         if category not in self._pixels:
@@ -128,6 +131,13 @@ class Evaluation:
             metric.update(nothing, nothing)  # a rank without an image of this category gathers like the others
             self._pixels[category] = metric.to(device)
         return self._pixels[category]
+
+    def _before(self) -> Evaluation:
+        """Returns the evaluation of what was said before a refinement, of the same kind as this one."""
+        if self._unrefined is None:
+            self._unrefined = Evaluation(self.mode, self.pro_limit, self.protocol.name)
+            self._unrefined._regions = self._regions
+        return self._unrefined
 
     def update(self, batch: Batch, prediction: Prediction, *, rank: int = 0, world_size: int = 1) -> None:
         """Adds a batch. Repetitions by which a distributed sampler pads are left out.
@@ -148,6 +158,8 @@ class Evaluation:
             raise DataError(
                 f"the scores of {path} are not finite (NaN or infinity); check the weights and the precision"
             )
+        if prediction.unrefined is not None:
+            self._before().update(batch, prediction.unrefined, rank=rank, world_size=world_size)
         for i in own_samples(batch, rank, world_size):
             category = (batch["dataset"][i], batch["category"][i])
             if batch["has_mask"][i]:
@@ -207,7 +219,9 @@ class Evaluation:
         for name in METRICS:
             defined = [line[name] for line in table if not math.isnan(line[name])]
             mean[name] = sum(defined) / len(defined) if defined else float("nan")
-        self.result = EvaluationResult(pd.DataFrame(table), images, mean, pooled, undefined)
+        refines = any(gather_objects(self._unrefined is not None))
+        unrefined = self._before().compute(fuse) if refines else None
+        self.result = EvaluationResult(pd.DataFrame(table), images, mean, pooled, undefined, unrefined)
         return self.result
 
     def _image_ranking(self, rows: list[dict[str, Any]]) -> Ranking:
