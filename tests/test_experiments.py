@@ -1,16 +1,21 @@
 """Every experiment file parses and runs, on little data in the sets' own layouts and with a tiny CLIP."""
 
+import importlib.util
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 from tests_support import SMALL, write_mask, write_mvtec, write_picture
+from trees import TREES, build
 
 from vlad.cli import main
+from vlad.datamodules.catalog import get_record
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 FILES = sorted(FOLDER.rglob("*.yaml"))
+GRIDS = sorted(FOLDER.rglob("*.toml"))
 
 
 @pytest.fixture
@@ -23,9 +28,10 @@ def data(tmp_path):
         mask = "candle/Data/Masks/Anomaly/001.png" if label == "anomaly" else ""
         lines.append(f"candle,test,{label},{image},{mask}")
     write_mask(tmp_path / "visa/candle/Data/Masks/Anomaly/001.png", value=1)
-    for name in ("colondb", "clinicdb"):
-        write_picture(tmp_path / name / "images/1.png")
-        write_mask(tmp_path / name / "masks/1.png")
+    write_picture(tmp_path / "visa/candle/Data/Images/Normal/002.JPG", seed=2)
+    lines.append("candle,train,normal,candle/Data/Images/Normal/002.JPG,")
+    for name in set(TREES) - {"mvtec_ad", "visa", "synthetic", "synthetic_aux"}:
+        build(tmp_path / get_record(name).folders[0], TREES[name][0])
     (tmp_path / "visa/split_csv").mkdir()
     (tmp_path / "visa/split_csv/1cls.csv").write_text("\n".join(lines))
     return tmp_path
@@ -34,9 +40,10 @@ def data(tmp_path):
 @pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(FOLDER)) for file in FILES])
 def test_experiment(file, data, tiny, monkeypatch):
     text = file.read_text()
-    command = re.match(r"# vlad (\w+) --config (\S+)( --data.root DATA)?\n", text)
+    command = re.match(r"# vlad (\w+)((?: --config \S+)+)( --data.root DATA)?\n", text)
     assert command is not None, "the first line is the command that runs the file"
-    assert command.group(2) == f"experiments/{file.relative_to(FOLDER)}"
+    configs = [FOLDER.parent / name for name in command.group(2).split()[1::2]]
+    assert configs[-1] == file
     assert "Expected" in text
     monkeypatch.chdir(data)
     small = [
@@ -47,15 +54,37 @@ def test_experiment(file, data, tiny, monkeypatch):
         "--trainer.max_epochs",
         "1",
     ]
-    method = yaml.safe_load(text)["model"]["class_path"]
+    method = yaml.safe_load(configs[0].read_text())["model"]["class_path"]
     small += [f"--model.{name}={value}" for name, value in SMALL[method].items()]
     if not command.group(3):  # rendered data: all the pictures are there, a few will do
         small += ["--trainer.limit_train_batches", "3", "--trainer.limit_test_batches", "3"]
     quiet = ["--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
-    assert main([command.group(1), "--config", str(file), "--data.root", str(data), *small, *quiet]) == 0
+    given = [argument for config in configs for argument in ("--config", str(config))]
+    assert main([command.group(1), *given, "--data.root", str(data), *small, *quiet]) == 0
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=[str(file.relative_to(FOLDER)) for file in GRIDS])
+def test_grid(file, tmp_path, capsys):
+    """Every variant is a config that vlad accepts."""
+    spec = importlib.util.spec_from_file_location("grid", FOLDER / "grid.py")
+    grid = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(grid)
+    content = tomllib.loads(file.read_text())
+    names = [variant["name"] for variant in content["variant"]]
+    assert len(names) == len(set(names))
+    for variant in content["variant"]:
+        config = grid.merged(content["common"], variant)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        with pytest.raises(SystemExit) as end:
+            main(["test", "--config", str(tmp_path / "config.yaml"), "--print_config"])
+        assert end.value.code in {0, None}
+        resolved = yaml.safe_load(capsys.readouterr().out)
+        assert resolved["model"]["init_args"]["backbone"] == "vlad-tiny"
+    fake = [{part: dict.fromkeys(content["metrics"], value) for part in ("before", "after")} for value in (0.5, 0.7)]
+    assert "| x, after refinement | 60.0 ± 14.1 |" in grid.table(content, {"x": fake})
 
 
 def test_every_file_is_in_the_table():
     table = (FOLDER / "README.md").read_text()
     assert FILES
-    assert all(f"`{file.relative_to(FOLDER)}`" in table for file in FILES)
+    assert all(f"`{file.relative_to(FOLDER)}`" in table for file in [*FILES, *GRIDS])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["dice_loss", "focal_loss"]
+__all__ = ["balanced_bce_loss", "dice_loss", "focal_loss"]
 
 
 def focal_loss(probabilities: Tensor, target: Tensor, *, gamma: float = 2.0, eps: float = 1e-5) -> Tensor:
@@ -44,3 +45,22 @@ def dice_loss(probability: Tensor, target: Tensor, *, smoothing: float = 1.0) ->
     overlap = (probability * target).sum(1)
     total = probability.sum(1) + target.sum(1)
     return (1 - (2 * overlap + smoothing) / (total + smoothing)).mean()
+
+
+def balanced_bce_loss(logits: Tensor, target: Tensor, *, negatives: float = 3.0) -> Tensor:
+    """Computes the binary cross-entropy over all anomalous pixels and the hardest normal ones.
+
+    Args:
+        logits: Logits (B, H, W).
+        target: True where anomalous (B, H, W), bool.
+        negatives: Normal pixels that count for each anomalous one; where there is none, a hundredth of all count.
+
+    Returns:
+        A scalar.
+    """
+    each = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none").flatten()
+    target = target.flatten().bool()
+    positives = int(target.sum())
+    wanted = int(negatives * positives) if positives else len(target) // 100
+    hardest = each[~target].topk(min(max(1, wanted), len(target) - positives)).values
+    return (each[target].sum() + hardest.sum()) / max(1, positives + len(hardest))

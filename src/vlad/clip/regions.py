@@ -1,0 +1,116 @@
+"""Regions of a picture: cut out at the tower's size, and their maps put back where they came from.
+
+A box is (top, left, bottom, right) as shares of the picture's side. Cutting and putting back are products with
+matrices made of the same numbers, so that they agree to a fraction of a pixel, run on any device for many boxes at
+once, and the box (0, 0, 1, 1) is the whole picture and nothing special.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["cut", "find_regions", "put_back", "whole"]
+
+
+def whole(count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Returns boxes that are the whole picture (count, 4)."""
+    return torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(count, 4)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Pillow's bicubic kernel, a = -0.5."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def _cutting(low: Tensor, high: Tensor, source: int, target: int) -> Tensor:
+    """Returns matrices (n, target, source) that resize a stretch of a line as Pillow does, smoothed to shrink."""
+    line = torch.arange(source, device=low.device) + 0.5
+    step = ((high - low) * source / target)[:, None]
+    middle = low[:, None] * source + (torch.arange(target, device=low.device) + 0.5) * step
+    weight = _cubic((line - middle[..., None]) / step.clamp(min=1)[..., None])
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Cuts regions out, resized with Pillow's bicubic filter.
+
+    Args:
+        images: Pictures (n, C, S, S), one for each box.
+        boxes: Regions (n, 4), at least a pixel high and wide.
+        size: Side wanted, in pixels.
+
+    Returns:
+        Regions (n, C, size, size), float32; they may overshoot the range of values a little, as bicubic does.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        images, boxes = images.float(), boxes.float()
+        rows = _cutting(boxes[:, 0], boxes[:, 2], images.shape[-2], size)
+        columns = _cutting(boxes[:, 1], boxes[:, 3], images.shape[-1], size)
+        return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
+
+
+def _putting(low: Tensor, high: Tensor, source: int, target: int) -> Tensor:
+    """Returns matrices (n, target, source) that enlarge a line linearly into a stretch of another; 0 outside of it."""
+    line = (torch.arange(target, device=low.device) + 0.5) / target
+    inside = (line >= low[:, None]) & (line < high[:, None])
+    place = (line - low[:, None]) / (high - low)[:, None] * source - 0.5
+    place = place.clamp(0, source - 1)[..., None]
+    weight = (1 - (place - torch.arange(source, device=low.device)).abs()).clamp(min=0)
+    return weight * inside[..., None]
+
+
+def put_back(maps: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Enlarges maps of regions bilinearly into their place in the picture.
+
+    Args:
+        maps: Maps on the patch grid (n, g, g).
+        boxes: Where they belong (n, 4).
+        size: Side of the picture in pixels.
+
+    Returns:
+        Maps (n, S, S), float32, 0 outside the boxes; and 1 inside the boxes, 0 outside (n, S, S).
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        maps, boxes = maps.float(), boxes.float()
+        rows = _putting(boxes[:, 0], boxes[:, 2], maps.shape[-2], size)
+        columns = _putting(boxes[:, 1], boxes[:, 3], maps.shape[-1], size)
+        cover = (rows.sum(-1) > 0)[:, :, None] & (columns.sum(-1) > 0)[:, None, :]
+        return rows @ maps @ columns.transpose(-1, -2), cover.float()
+
+
+def find_regions(
+    maps: Tensor, *, count: int = 3, threshold: float = 0.5, margin: float = 1.5, min_side: float = 1 / 3
+) -> tuple[Tensor, Tensor]:
+    """Finds where a map stands out: the boxes of its highest connected parts.
+
+    Args:
+        maps: Probabilities on the patch grid (B, g, g).
+        count: At most so many parts per picture, the highest peaks first.
+        threshold: A part is above this share of the map's maximum.
+        margin: Boxes are square, and so many times as large as the part.
+        min_side: Smallest side of a box.
+
+    Returns:
+        Which picture each region is of (n,), int64, and the boxes (n, 4), inside the picture.
+    """
+    pictures, boxes = [], []
+    for number, values in enumerate(maps.detach().float().cpu().numpy()):
+        side = values.shape[0]
+        parts, labels, extents, _ = cv2.connectedComponentsWithStats(
+            (values > threshold * values.max()).astype(np.uint8), connectivity=8
+        )
+        peaks = sorted(range(1, parts), key=lambda part: -values[labels == part].max())[:count]
+        for part in peaks:
+            left, top, width, height = (int(v) for v in extents[part][:4])
+            length = min(1.0, max(min_side, margin * max(width, height) / side))
+            middle = (np.array([top + height / 2, left + width / 2]) / side).clip(length / 2, 1 - length / 2)
+            pictures.append(number)
+            boxes.append([*(middle - length / 2), *(middle + length / 2)])
+    index = torch.tensor(pictures, dtype=torch.long, device=maps.device)
+    return index, torch.tensor(boxes, dtype=torch.float32, device=maps.device).reshape(-1, 4)
