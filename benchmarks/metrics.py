@@ -8,8 +8,6 @@ left out.
 """
 
 import argparse
-import ctypes
-import gc
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure import forget_peak, status
 
 
 def make(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -130,20 +129,6 @@ ROWS = {
 
 
 SLOW = ("scikit", "  of", "torchmetrics", "anomalib")  # run once, the others three times: the median counts
-
-
-def status(key: str) -> float:
-    """Returns a line of the kernel's account of this process in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
-
-
-def forget_peak() -> float:
-    """Gives freed memory back, forgets the peak so far, and returns what is in use in MB (Linux)."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
 
 
 def child(name: str, maps: np.ndarray, masks: np.ndarray, warm: tuple[np.ndarray, np.ndarray], pipe: object) -> None:

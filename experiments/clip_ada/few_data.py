@@ -1,0 +1,51 @@
+"""The few-data curve of CLIP-ADA: a table and a plot.
+
+    python experiments/clip_ada/few_data.py [--out FILE.png]
+
+Runs few_data.toml (see ../grid.py), then draws image AUROC and pixel AP over the pictures per category. The plot needs
+matplotlib: pip install 'vlad[plot]'.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/clip_ada_few_data.png"))
+    options = parser.parse_args()
+    table = options.out.with_suffix(".md")
+    subprocess.run([sys.executable, HERE.parent / "grid.py", HERE / "few_data.toml", "--out", table], check=True)
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    runs = list(json.loads(table.with_suffix(".json").read_text()).values())
+    counts = sorted({int(run["name"].split()[0]) for run in runs})
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for axis, (metric, title) in zip(axes, {"image_auroc": "image AUROC", "pixel_ap": "pixel AP"}.items(), strict=True):
+        for part, label in (("before", "before zoom"), ("after", "after zoom")):
+            values = [
+                [100 * run[part][metric] for run in runs if int(run["name"].split()[0]) == count] for count in counts
+            ]
+            means = [statistics.fmean(v) for v in values]
+            spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+            axis.errorbar(range(len(counts)), means, spread, marker="o", capsize=3, label=label)
+        axis.set_xticks(range(len(counts)), [*map(str, counts[:-1]), f"{counts[-1]} (all)"])
+        axis.set_xlabel("normal pictures per category")
+        axis.set_ylabel(f"{title} in %")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(options.out, dpi=110)
+    print(f"plot: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
