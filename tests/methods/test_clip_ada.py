@@ -12,7 +12,7 @@ from vlad.datamodules import AnomalyDataModule
 from vlad.errors import DataError, MethodError
 from vlad.methods.clip_ada import CLIPADA
 from vlad.methods.losses import balanced_bce_loss
-from vlad.methods.refinement import Zoom
+from vlad.methods.refinement import REFINEMENTS, Zoom
 from vlad.testing import random_batch
 
 
@@ -109,13 +109,34 @@ def test_weight_decay_is_for_linear_maps_alone(tiny):
 
 
 def test_the_same_seed_paints_the_same(tiny, batch):
-    a, b = (build(tiny).synthesize(batch["image"]) for _ in range(2))
+    def painted(seed):
+        torch.manual_seed(seed)
+        return build(tiny).synthesize(batch["image"])
+
+    a, b = painted(0), painted(0)
     assert torch.equal(a[0], b[0])
     assert a[1].any()
-    other = build(tiny, seed=1).synthesize(batch["image"])
-    assert not torch.equal(a[1], other[1])
+    assert not torch.equal(a[1], painted(1)[1])
     outside = ~a[1][:, None].expand_as(a[0])
     torch.testing.assert_close(a[0][outside], batch["image"].clamp(*limits(tiny))[outside], atol=1e-5, rtol=0)
+
+
+def test_every_batch_is_painted_anew(tiny, mvtec):
+    """Also where gradients are accumulated over several."""
+    method, seen = build(tiny), []
+    paint = method.synthesize
+    method.synthesize = lambda images: seen.append(paint(images)) or seen[-1]
+    data = AnomalyDataModule(root=str(mvtec), train="mvtec_ad", batch_size=2, shuffle=False, num_workers=0)
+    Trainer(
+        max_epochs=2,
+        accumulate_grad_batches=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    ).fit(method, data)
+    assert len(seen) == 6
+    assert len({masks.numpy().tobytes() for _, masks in seen}) == 6
 
 
 def limits(tiny):
@@ -260,6 +281,28 @@ def test_anomalous_pictures_are_left_out_of_training(tiny, mvtec):
         bad.setup("fit")
 
 
+def test_missing_textures_are_told_before_training_and_not_missed_after(tiny, tmp_path):
+    method = build(tiny, textures=str(tmp_path / "dtd"))
+    with pytest.raises(DataError, match="texture folder .*dtd does not exist"):
+        method.setup("fit")
+    method.setup("test")
+
+
+def test_another_refinement_can_be_dropped_in(tiny, batch, monkeypatch):
+    class Shift:
+        def __init__(self, *, margin: float) -> None:
+            self.margin = margin
+
+        def __call__(self, logits, levels, images, look):
+            return logits + self.margin
+
+    monkeypatch.setitem(REFINEMENTS, "shift", Shift)
+    with torch.no_grad():
+        prediction = build(tiny, refinement="shift", margin=2.0).eval().score(batch["image"], ["a", "b"])
+    expected = (prediction.unrefined.raw_map.logit() + 2).sigmoid()
+    torch.testing.assert_close(prediction.raw_map, expected, atol=1e-4, rtol=0)
+
+
 def test_a_checkpoint_comes_back(tiny, tmp_path, batch):
     method = build(tiny, layers=[1, 3], length=7, words="anomaly", refinement="head").eval()
     with torch.no_grad():
@@ -281,6 +324,9 @@ def test_a_checkpoint_comes_back(tiny, tmp_path, batch):
         ({"length": 75, "words": "anomaly"}, "length must be from 1 to 74"),
         ({"min_side": 0.0}, "shares"),
         ({"threshold": 1.5}, "shares"),
+        ({"refinement": "zom"}, "no refinement is named 'zom'; did you mean zoom"),
+        ({"recipe": "perlim"}, "no recipe is named 'perlim'; did you mean perlin"),
+        ({"pixel_loss": "bcee"}, "no pixel_loss is named 'bcee'; did you mean bce"),
         ({"layers": [9]}, "layers must be different block numbers from 1 to 4"),
     ],
 )

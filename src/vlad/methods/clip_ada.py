@@ -10,7 +10,7 @@ claims the paper's figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,13 +20,20 @@ from torch import Tensor, nn
 from vlad.clip.blocks import LocalPath
 from vlad.clip.regions import cut, put_back, whole
 from vlad.clip.similarity import normalize, to_grid, upsample
-from vlad.errors import MethodError
+from vlad.errors import MethodError, nearest
 from vlad.methods.base import Method
 from vlad.methods.losses import balanced_bce_loss, dice_loss, focal_loss
-from vlad.methods.refinement import Head, NoRefinement, Refinement, Zoom
+from vlad.methods.refinement import Head, NoRefinement, build_refinement
+from vlad.synthesis import Random, Synthesizer, texture_source
 from vlad.types import Batch, Prediction, Preprocess
 
 __all__ = ["CLIPADA"]
+
+PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bce": lambda logits, target: F.binary_cross_entropy_with_logits(logits, target.float()),
+    "balanced_bce": balanced_bce_loss,
+    "focal": lambda logits, target: focal_loss(torch.stack([(-logits).sigmoid(), logits.sigmoid()], dim=1), target),
+}
 
 
 class CLIPADA(Method):
@@ -56,13 +63,13 @@ class CLIPADA(Method):
         normal_prompt: bool = False,
         scale: float = 1 / 0.07,
         bias: float = -2.0,
-        recipe: str = "perlin",
+        recipe: Literal["perlin", "cutpaste", "poisson", "region", "mixed"] = "perlin",
         textures: str = "procedural",
         probability: float = 1.0,
         keep_to_part: bool = False,
         pixel_loss: Literal["bce", "balanced_bce", "focal"] = "bce",
         region_view: float = 1.0,
-        refinement: Literal["none", "zoom", "head"] = "zoom",
+        refinement: str = "zoom",
         regions: int = 3,
         threshold: float = 0.5,
         margin: float = 1.5,
@@ -72,7 +79,6 @@ class CLIPADA(Method):
         sigma: float = 12.0,
         top: float = 0.001,
         lr: float = 1e-3,
-        seed: int = 0,
     ) -> None:
         """Builds the method on a frozen CLIP. In brackets: the row of the decision table in docs/methods/clip_ada.md.
 
@@ -97,7 +103,8 @@ class CLIPADA(Method):
             pixel_loss: Loss beside Dice: binary cross-entropy; the same with three hard negatives for each positive;
                 or focal (A10).
             region_view: Weight of the loss on a square region about the pseudo-anomaly; 0 for none (A11).
-            refinement: ``zoom`` looks at regions again, closer; ``head`` is a small trained decoder (A12).
+            refinement: ``zoom`` looks at regions again, closer; ``head`` is a small trained decoder; ``none``; or what
+                has been added to :data:`vlad.methods.refinement.REFINEMENTS` (A12).
             regions: Regions per picture at most, for zoom.
             threshold: Share of the map's maximum that a region is above.
             margin: Size of a box in units of its region's.
@@ -108,7 +115,6 @@ class CLIPADA(Method):
             sigma: Standard deviation in pixels of the Gaussian over the map (A13).
             top: Share of the map's pixels whose mean is the image score; 0 for the maximum (A14).
             lr: Learning rate of AdamW (A15).
-            seed: Seed of the pseudo-anomalies.
         """
         super().__init__(
             backbone=backbone, pretrained=pretrained, image_size=image_size, layers=layers or (), sigma=sigma
@@ -120,16 +126,17 @@ class CLIPADA(Method):
         if not 1 <= length <= most:
             raise MethodError(f"length must be from 1 to {most}, got {length}")
         min_side = image_size / full_size if min_side is None else min_side
+        if pixel_loss not in PIXEL_LOSSES:
+            raise MethodError(f"no pixel_loss is named '{pixel_loss}'; {nearest(pixel_loss, PIXEL_LOSSES)}")
         if not (0 < min_side <= 1 and 0 < threshold < 1 and 0 <= top <= 1):
             raise MethodError("min_side, threshold and top are shares: between 0 and 1")
         quarter = max(1, tower.depth // 4)
         self.layers = (self.layers or tuple(range(quarter, tower.depth + 1, quarter))) if linear else (tower.depth,)
         self.full_size, self.linear, self.words = full_size, linear, words
         self.pixel_loss, self.region_view, self.min_side = pixel_loss, region_view, min_side
-        self.recipe, self.textures, self.probability, self.keep_to_part = recipe, textures, probability, keep_to_part
-        self.top, self.lr, self.seed = top, lr, seed
+        self.textures, self.top, self.lr = textures, top, lr
         self._text: tuple[Any, Tensor | None] = (None, None)
-        self._synthesizer: Any = None
+        self._synthesizer = Synthesizer(recipe, probability, keep_to_part)
 
         self.prompt = nn.Parameter(0.02 * torch.randn(2 if normal_prompt else 1, length, text.width))
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
@@ -137,13 +144,8 @@ class CLIPADA(Method):
             self.bias = nn.Parameter(torch.tensor(bias))
         if linear:
             self.maps = nn.ModuleList(nn.Linear(tower.width, tower.embed_dim) for _ in self.layers)
-        self.refinement: Refinement
-        if refinement == "zoom":
-            self.refinement = Zoom(
-                count=regions, threshold=threshold, margin=margin, min_side=min_side, merge=merge, steps=steps
-            )
-        else:
-            self.refinement = Head(len(self.layers)) if refinement == "head" else NoRefinement()
+        wishes = {"threshold": threshold, "margin": margin, "min_side": min_side, "merge": merge, "steps": steps}
+        self.refinement = build_refinement(refinement, count=regions, levels=len(self.layers), **wishes)
         if weights is not None:
             self.load_weights(weights)
 
@@ -239,8 +241,14 @@ class CLIPADA(Method):
 
     # -- training ------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Looks for the textures before training begins; a trained model does not need them."""
+        super().setup(stage)
+        if stage == "fit":
+            self._synthesizer.textures = texture_source(self.textures)
+
     def synthesize(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Paints pseudo-anomalies into normal pictures, the same for the same seed, process and step.
+        """Paints pseudo-anomalies into normal pictures; the run's seed, the process and the step decide which.
 
         Args:
             images: Normalised pictures (B, 3, S, S).
@@ -248,16 +256,11 @@ class CLIPADA(Method):
         Returns:
             Changed pictures, normalised, and masks (B, S, S), bool.
         """
-        from vlad.synthesis import Random, Synthesizer, texture_source  # kornia takes seconds to import
-
-        if self._synthesizer is None:
-            self._synthesizer = Synthesizer(
-                self.recipe, self.probability, self.keep_to_part, texture_source(self.textures)
-            )
         mean, std = (
             torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.backbone.mean, self.backbone.std)
         )
-        random = Random(self.seed, self.global_rank, self.global_step, device=images.device)
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx if self._trainer is not None else 0
+        random = Random(torch.initial_seed(), self.global_rank, max(0, step), device=images.device)
         changed, mask = self._synthesizer((images.float() * std + mean).clamp(0, 1), random)
         return (changed - mean) / std, mask
 
@@ -291,16 +294,10 @@ class CLIPADA(Method):
         weights = (("", 1.0), ("region_", self.region_view))
         for (name, weight), rows in zip(weights, torch.arange(len(views)).split(len(images)), strict=False):
             seen = [(m[rows], targets[rows]) for m in maps]
-            terms[f"{name}{self.pixel_loss}"] = weight * torch.stack([self._pixel_loss(*pair) for pair in seen]).mean()
+            pixel = torch.stack([PIXEL_LOSSES[self.pixel_loss](m, t) for m, t in seen]).mean()
+            terms[f"{name}{self.pixel_loss}"] = weight * pixel
             terms[f"{name}dice"] = weight * torch.stack([dice_loss(m.sigmoid(), t) for m, t in seen]).mean()
         return terms
-
-    def _pixel_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.pixel_loss == "focal":
-            return focal_loss(torch.stack([F.sigmoid(-logits), F.sigmoid(logits)], dim=1), target)
-        if self.pixel_loss == "balanced_bce":
-            return balanced_bce_loss(logits, target)
-        return F.binary_cross_entropy_with_logits(logits, target.float())
 
     def configure_optimizers(self) -> Any:
         """AdamW, weight decay on the linear maps alone; the rate falls to a fifth at 80 % and at 90 % of the steps."""

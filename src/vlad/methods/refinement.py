@@ -6,16 +6,18 @@ gives a better one; another reading can be dropped in by adding it to :data:`REF
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.clip.regions import find_regions, put_back
+from vlad.errors import MethodError, nearest
 
-__all__ = ["REFINEMENTS", "Head", "Look", "NoRefinement", "Refinement", "Zoom"]
+__all__ = ["REFINEMENTS", "Head", "Look", "NoRefinement", "Refinement", "Zoom", "build_refinement"]
 
 Look = Callable[[Tensor, Tensor], Tensor]
 """(pictures (n, 3, S, S), boxes (n, 4)) → logits of each level on the patch grid (L, n, g, g)."""
@@ -141,5 +143,17 @@ class Head(nn.Module):
         return logits + F.interpolate(more, logits.shape[-2:], mode="bilinear", align_corners=False)[:, 0].float()
 
 
-REFINEMENTS: dict[str, type] = {"none": NoRefinement, "zoom": Zoom, "head": Head}
-"""Refinements by name."""
+REFINEMENTS: dict[str, type[Refinement]] = {"none": NoRefinement, "zoom": Zoom, "head": Head}
+"""Refinements by name; the arguments of their constructors are settings of the method."""
+
+
+def build_refinement(name: str, **settings: Any) -> Refinement:
+    """Builds a refinement by name with those of the settings that it wants.
+
+    Raises:
+        MethodError: Unknown name.
+    """
+    if name not in REFINEMENTS:
+        raise MethodError(f"no refinement is named '{name}'; {nearest(name, REFINEMENTS)}")
+    wanted = inspect.signature(REFINEMENTS[name]).parameters
+    return REFINEMENTS[name](**{key: value for key, value in settings.items() if key in wanted})

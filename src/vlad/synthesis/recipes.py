@@ -42,9 +42,10 @@ class Scene:
 
     def places(self) -> Tensor:
         """Draws a place where each picture may be changed: row and column (n, 2), int64."""
-        weight = self.random.uniform(0.1, 1, *self.allowed.shape) * self.allowed
-        index = weight.flatten(1).argmax(1)
+        count = self.allowed.flatten(1).cumsum(1)
         size = self.allowed.shape[-1]
+        wanted = (self.random.uniform(0, 1, len(count), 1) * count[:, -1:]).long() + 1
+        index = torch.searchsorted(count, wanted)[:, 0].clamp(max=size * size - 1)
         return torch.stack([index // size, index % size], dim=1)
 
 
