@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "lightning", "pandas", "numpy", "cv2", "open_clip", "torchmetrics", "albumentations", "PIL"}
+HEAVY = {"torch", "lightning", "open_clip", "torchmetrics", "albumentations", "kornia", "huggingface_hub"}
+HEAVY |= {"pandas", "numpy", "cv2", "sklearn", "PIL"}
 
 
 def run(code):

@@ -42,7 +42,7 @@ def main() -> None:
         axis.set_xlabel("normal pictures per category")
         axis.set_ylabel(f"{title} in %")
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    axes[1].legend(loc="center right")
     figure.savefig(options.out, dpi=110)
     print(f"plot: {options.out}")
 

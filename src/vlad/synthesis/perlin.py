@@ -2,12 +2,13 @@
 
 The published recipe (DRAEM, DeSTSeg) builds the noise by repeating lattice cells, so that the image's side must be
 divisible by their number: 336 fails at 32 cells, 518 at 4 and above. Here the noise is a function of the place, which
-is looked up at every pixel.
+is looked up at every pixel; of large pictures at every pixel of a smaller one, as the noise is smooth.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.synthesis.random import Random
@@ -15,6 +16,7 @@ from vlad.synthesis.random import Random
 __all__ = ["MAX_CELLS", "perlin_masks", "perlin_noise", "plane"]
 
 MAX_CELLS = 32
+_FINE = 10 * MAX_CELLS  # pixels a side that noise is computed at: ten in the smallest cell
 
 
 def plane(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -35,6 +37,14 @@ def perlin_noise(size: int, cells: Tensor, random: Random, *, turn: Tensor | Non
     Returns:
         Noise (B, S, S), about within [-1, 1].
     """
+    noise = _noise(min(size, _FINE), cells, random, turn)
+    if size <= _FINE:
+        return noise
+    return F.interpolate(noise[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def _noise(size: int, cells: Tensor, random: Random, turn: Tensor | None) -> Tensor:
+    """Looks the noise up at every pixel."""
     batch = len(cells)
     angle = random.uniform(0, 2 * torch.pi, batch, MAX_CELLS + 1, MAX_CELLS + 1)
     y, x = (axis[None] for axis in plane(size, cells.device))
@@ -54,7 +64,7 @@ def perlin_noise(size: int, cells: Tensor, random: Random, *, turn: Tensor | Non
     gradients = torch.stack([angle.sin(), angle.cos()], dim=-1).view(-1, 2)
 
     def corner(dy: int, dx: int) -> Tensor:
-        slope = torch.nn.functional.embedding(place + (dy * side + dx), gradients)
+        slope = F.embedding(place + (dy * side + dx), gradients)
         return slope[..., 0] * (down - dy) + slope[..., 1] * (right - dx)
 
     fade_y, fade_x = (t * t * t * (t * (6 * t - 15) + 10) for t in (down, right))

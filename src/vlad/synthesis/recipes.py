@@ -12,7 +12,7 @@ from torch import Tensor
 from vlad.synthesis.perlin import perlin_masks
 from vlad.synthesis.poisson import blend
 from vlad.synthesis.random import Random
-from vlad.synthesis.textures import Textures, image_textures
+from vlad.synthesis.textures import Textures, each_by_kind, image_textures
 
 __all__ = ["RECIPES", "Scene", "cutpaste", "perlin", "poisson", "region"]
 
@@ -173,21 +173,23 @@ def region(scene: Scene) -> tuple[Tensor, Tensor]:
     n, size = len(pictures), pictures.shape[-1]
     mask = perlin_masks(n, size, random) & scene.allowed
     sign = 2.0 * random.chance(0.5, n, 1, 1, 1) - 1
-    mean = pictures.mean((2, 3), keepdim=True)
-    blurred = filters.gaussian_blur2d(
-        pictures, (int(size / 16) * 2 + 1,) * 2, random.uniform(0.01, 0.03, n, 1).expand(-1, 2) * size
-    )
-    looks = torch.stack(
-        [
-            pictures + sign * random.uniform(0.1, 0.4, n, 1, 1, 1),
-            mean + (pictures - mean) * 3 ** (sign * random.uniform(0.5, 1, n, 1, 1, 1)),
-            enhance.adjust_hue(pictures, random.uniform(0.15, 0.5, n) * 2 * torch.pi)
-            + random.uniform(-0.2, 0.2, n, 3, 1, 1),
-            blurred,
-            pictures + random.uniform(0.08, 0.25, n, 1, 1, 1) * random.normal(n, 1, size, size),
-        ]
-    ).clamp(0, 1)
-    look = looks[random.whole(0, len(looks) - 1, n), torch.arange(n, device=pictures.device)]
+    width = random.uniform(0.01, 0.03, n, 1).expand(-1, 2) * size
+    more, contrast = sign * random.uniform(0.1, 0.4, n, 1, 1, 1), 3 ** (sign * random.uniform(0.5, 1, n, 1, 1, 1))
+    hue, tint = random.uniform(0.15, 0.5, n) * 2 * torch.pi, random.uniform(-0.2, 0.2, n, 3, 1, 1)
+    noise = random.uniform(0.08, 0.25, n, 1, 1, 1) * random.normal(n, 1, size, size)
+
+    def contrasted(x: Tensor, factor: Tensor) -> Tensor:
+        mean = x.mean((2, 3), keepdim=True)
+        return mean + (x - mean) * factor
+
+    looks: list[Callable[[Tensor], Tensor]] = [
+        lambda i: pictures[i] + more[i],
+        lambda i: contrasted(pictures[i], contrast[i]),
+        lambda i: enhance.adjust_hue(pictures[i], hue[i]) + tint[i],
+        lambda i: filters.gaussian_blur2d(pictures[i], (int(size / 16) * 2 + 1,) * 2, width[i]),
+        lambda i: pictures[i] + noise[i],
+    ]
+    look = each_by_kind(looks, random.whole(0, len(looks) - 1, n), pictures).clamp(0, 1)
     return torch.where(mask[:, None], look, pictures), mask
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from vlad.errors import DataError
 from vlad.synthesis.perlin import perlin_noise, plane
 from vlad.synthesis.random import Random
 
-__all__ = ["FolderTextures", "Textures", "image_textures", "procedural_textures", "texture_source"]
+__all__ = ["FolderTextures", "Textures", "each_by_kind", "image_textures", "procedural_textures", "texture_source"]
 
 Textures = Callable[[Tensor, Tensor, Random], Tensor]
 """(pictures (B, 3, S, S), rows that need a texture (n,), random) → textures (n, 3, S, S) in [0, 1]."""
@@ -32,22 +32,42 @@ def procedural_textures(images: Tensor, rows: Tensor, random: Random) -> Tensor:
     y, x = plane(size, images.device)
     u = waves * (angle.cos() * x + angle.sin() * y) + 0.3 * clouds
     v = waves * (angle.cos() * y - angle.sin() * x) + 0.3 * clouds
-    sharp = 4 * (2 * torch.pi * u).sin()
-    from_center = ((u % 1 - 0.5).square() + (v % 1 - 0.5).square()).sqrt()
     grain = torch.nn.functional.interpolate(random.uniform(-1, 1, count, 1, -(-size // 2), -(-size // 2)), (size, size))
-    kinds = torch.stack(
-        [
-            0.5 + 0.7 * clouds,
-            0.5 + 0.5 * (2 * torch.pi * (0.5 * u + 2 * clouds)).sin(),
-            0.5 + 0.5 * sharp,
-            0.5 + 0.5 * sharp * (2 * torch.pi * v).sin().sign(),
-            0.5 + 8 * (random.uniform(0.2, 0.4, count, 1, 1) - from_center),
-            0.5 + 0.4 * clouds + 0.4 * grain[:, 0],
-        ]
-    )
-    value = kinds[random.whole(0, len(kinds) - 1, count), torch.arange(count, device=images.device)].clamp(0, 1)
+    radius = random.uniform(0.2, 0.4, count, 1, 1)
+
+    def sharp(x: Tensor) -> Tensor:
+        return 4 * (2 * torch.pi * x).sin()
+
+    def from_center(u: Tensor, v: Tensor) -> Tensor:
+        return ((u % 1 - 0.5).square() + (v % 1 - 0.5).square()).sqrt()
+
+    kinds: list[Callable[[Tensor], Tensor]] = [
+        lambda i: 0.5 + 0.7 * clouds[i],
+        lambda i: 0.5 + 0.5 * (2 * torch.pi * (0.5 * u[i] + 2 * clouds[i])).sin(),
+        lambda i: 0.5 + 0.5 * sharp(u[i]),
+        lambda i: 0.5 + 0.5 * sharp(u[i]) * (2 * torch.pi * v[i]).sin().sign(),
+        lambda i: 0.5 + 8 * (radius[i] - from_center(u[i], v[i])),
+        lambda i: 0.5 + 0.4 * clouds[i] + 0.4 * grain[i, 0],
+    ]
+    value = each_by_kind(kinds, random.whole(0, len(kinds) - 1, count), clouds).clamp(0, 1)
     low, high = (random.uniform(0, 1, count, 3, 1, 1) for _ in range(2))
     return (low + (high - low) * value[:, None] + 0.05 * grain).clamp(0, 1)
+
+
+def each_by_kind(kinds: Sequence[Callable[[Tensor], Tensor]], chosen: Tensor, like: Tensor) -> Tensor:
+    """Computes each row by one of several functions.
+
+    Args:
+        kinds: Functions of row numbers (m,) that give these rows' values (m, …).
+        chosen: Which function each row wants (n,).
+        like: A tensor of the result's shape (n, …).
+    """
+    result = torch.empty_like(like)
+    for number, kind in enumerate(kinds):
+        rows = (chosen == number).nonzero()[:, 0]
+        if len(rows):
+            result[rows] = kind(rows)
+    return result
 
 
 def image_textures(images: Tensor, rows: Tensor, random: Random) -> Tensor:
