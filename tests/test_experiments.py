@@ -1,6 +1,7 @@
 """Every experiment file parses and runs, on little data in the sets' own layouts and with a tiny CLIP."""
 
 import importlib.util
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -16,6 +17,14 @@ from vlad.datamodules.catalog import get_record
 FOLDER = Path(__file__).parents[1] / "experiments"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 GRIDS = sorted(FOLDER.rglob("*.toml"))
+
+
+def script(name):
+    """Imports a script of the experiments."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, FOLDER / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -66,9 +75,7 @@ def test_experiment(file, data, tiny, monkeypatch):
 @pytest.mark.parametrize("file", GRIDS, ids=[str(file.relative_to(FOLDER)) for file in GRIDS])
 def test_grid(file, tmp_path, capsys):
     """Every variant is a config that vlad accepts."""
-    spec = importlib.util.spec_from_file_location("grid", FOLDER / "grid.py")
-    grid = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(grid)
+    grid = script("grid.py")
     content = tomllib.loads(file.read_text())
     names = [variant["name"] for variant in content["variant"]]
     assert len(names) == len(set(names))
@@ -82,6 +89,24 @@ def test_grid(file, tmp_path, capsys):
         assert resolved["model"]["init_args"]["backbone"] == "vlad-tiny"
     fake = [{part: dict.fromkeys(content["metrics"], value) for part in ("before", "after")} for value in (0.5, 0.7)]
     assert "| x, after refinement | 60.0 ± 14.1 |" in grid.table(content, {"x": fake})
+
+
+def test_pixel_ap_by_size(tmp_path, monkeypatch, tiny, capsys):
+    """All defects together score what vlad test says; thirds are told apart."""
+    write_mvtec(tmp_path / "mvtec_ad", ("bottle",), count=3)
+    monkeypatch.chdir(tmp_path)
+    small = [f"--model.{name}={value}" for name, value in SMALL["clip_ada"].items()]
+    here = ["--model", "clip_ada", "--model.backbone", tiny, "--model.image_size", "64", *small]
+    rest = ["--data.root", ".", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
+    assert main(["fit", *here, *rest, "--data.train", "mvtec_ad", "--trainer.max_epochs", "1"]) == 0
+    run = "runs/clip_ada/version_0"
+    assert main(["test", "--ckpt_path", run, *rest, "--data.test", "mvtec_ad", "--heatmaps.enabled", "false"]) == 0
+    content = json.loads(Path("runs/clip_ada/version_1/test_metrics.json").read_text())
+    values, bounds = script("clip_ada/by_size.py").measure(run, "mvtec_ad", ".")
+    assert values[:, 3].tolist() == pytest.approx(
+        [content["unrefined"]["mean"]["pixel_ap"], content["mean"]["pixel_ap"]]
+    )
+    assert len(bounds) == 2
 
 
 def test_every_file_is_in_the_table():

@@ -8,6 +8,7 @@ the mean of the categories, then of the runs. The sets need masks.
 """
 
 import argparse
+import math
 import statistics
 
 import numpy as np
@@ -48,7 +49,9 @@ def measure(run: str, test: str, root: str | None) -> tuple[np.ndarray, list[flo
     for (_, part, third), metric in found.items():
         if metric.regions:
             scores.setdefault((part, third), []).append(metric.compute().ap)
-    return np.array([[statistics.fmean(scores[part, third]) for third in range(4)] for part in range(2)]), bounds
+    return np.array(
+        [[statistics.fmean(scores.get((part, third), [math.nan])) for third in range(4)] for part in range(2)]
+    ), bounds
 
 
 def main() -> None:
