@@ -18,9 +18,9 @@ def vlad(tmp_path, tiny):
     write_mvtec(tmp_path / "mvtec_ad", count=3)
     (tmp_path / "mvtec_ad/bottle/test/good/002.png").unlink()  # 11 images: two ranks must pad
 
-    def vlad(*arguments, path="", check=True):
+    def vlad(*arguments, path="", check=True, run=("-m", "vlad")):
         environment = {**os.environ, "PYTHONPATH": path, "VLAD_PLUGINS": ""}
-        command = [sys.executable, "-m", "vlad", *arguments]
+        command = [sys.executable, *run, *arguments]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
@@ -61,6 +61,17 @@ def test_two_processes_give_the_metrics_of_one(vlad, tiny, tmp_path):
 def test_two_processes_train(vlad, tiny, tmp_path):
     vlad("fit", *options(tiny, "sdp_plus"), "--data.train", "mvtec_ad", "--trainer.max_epochs", "2", *TWO)
     assert len(list((tmp_path / "runs/sdp_plus").glob("*/checkpoints/*.ckpt"))) == 1
+
+
+def test_nothing_of_two_processes_is_left_running(vlad, tiny, tmp_path):
+    """A thread of Gloo's that outlives the command may abort Python's end."""
+    script = tmp_path / "command.py"  # each process is started by this file's path
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom vlad.cli import main\nstatus = main()\n"
+        'threads = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]\n'
+        'sys.exit(status or any("gloo" in thread for thread in threads))\n'
+    )
+    vlad("fit", *options(tiny, "sdp_plus"), "--data.train", "mvtec_ad", "--trainer.max_epochs", "1", *TWO, run=[script])
 
 
 def test_two_processes_predict_each_picture_once(vlad, tiny, tmp_path):
