@@ -7,7 +7,7 @@ A grid is a TOML file: ``metrics``, ``seeds``, a section ``common`` and any numb
 the common ones. Where a method refines its maps, a variant gives two rows: before and after.
 
 What has been run is kept beside the table (``TABLE.json``): an interrupted grid goes on where it stopped, and only
-variants that were changed run again.
+variants that were changed run again. After a change of vlad itself, remove that file.
 """
 
 import argparse
@@ -35,7 +35,7 @@ HEADINGS = {
 
 def merged(common: dict, own: dict) -> dict:
     """Returns the common settings with a variant's own over them, section by section."""
-    both = {key: value for key, value in {**common, **own}.items() if key not in {"name", "trained"}}
+    both = {key: value for key, value in {**common, **own}.items() if key != "name"}
     for section in both:
         if isinstance(both[section], dict) and isinstance(common.get(section), dict):
             same = common[section].get("class_path") == both[section].get(

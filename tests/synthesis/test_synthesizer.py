@@ -134,6 +134,16 @@ def test_noise_follows_its_definition(cells):
         np.testing.assert_allclose(noise[i], reference_perlin(64, cells, angle[i]), atol=2e-4)
 
 
+@pytest.mark.parametrize("cells", [(2, 8), (32, 16)])
+def test_noise_of_large_pictures_is_near_its_definition(cells):
+    """It is computed at ten pixels a cell and enlarged."""
+    angle = Random(5).uniform(0, 2 * torch.pi, 1, 33, 33).double().numpy()
+    noise = perlin_noise(832, torch.tensor([cells]), Random(5))[0].numpy()
+    off = np.abs(noise - reference_perlin(832, cells, angle[0]))
+    assert off.max() < 0.1
+    assert off.mean() < 0.01
+
+
 def test_turned_noise_is_turned():
     cells, quarter = torch.tensor([[4, 8]]), torch.tensor([torch.pi / 2])
     plain = perlin_noise(64, cells, Random(0))

@@ -6,7 +6,6 @@ Source: Cao et al., "AdaCLIP: Adapting CLIP with Hybrid Learnable Prompts for Ze
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,13 +18,14 @@ from vlad.clip.blocks import TokenEdit, causal_mask, run_blocks
 from vlad.clip.prompt_tokens import append_prompts, overwrite_prompts
 from vlad.clip.similarity import normalize, to_grid, upsample
 from vlad.clip.text import PackedSentences, pack_sentences
-from vlad.errors import MethodError, WeightsError
+from vlad.errors import MethodError
+from vlad.methods.adaclip_published import published_state, read_settings
 from vlad.methods.base import Method
 from vlad.methods.fusion import Clustering, fuse
 from vlad.methods.losses import dice_loss, focal_loss
 from vlad.prompts import load_prompts
 from vlad.types import Batch, Prediction, known_masks
-from vlad.weights import Published, hyperparameters, locate, not_published, read_file
+from vlad.weights import Published, locate, read_file
 
 __all__ = ["AdaCLIP"]
 
@@ -101,7 +101,7 @@ class AdaCLIP(Method):
             raise MethodError(f"AdaCLIP reads four blocks; this CLIP has {image.depth}")
         self.layers = tuple(image.depth // 4 * k for k in (1, 2, 3, 4))
         weights = weights and str(locate(weights, self.published_weights))
-        known = _settings(read_file(weights), weights) if weights else {}
+        known = read_settings(read_file(weights), weights) if weights else {}
         self.prompt_type: PromptType = prompt_type or known.get("prompt_type", "SD")
         self.branch: Branch = branch or known.get("branch", "VL")
         self.depth: int = known.get("depth", 4) if depth is None else depth
@@ -349,36 +349,7 @@ class AdaCLIP(Method):
 
     def published_state(self, file: Mapping[str, Any]) -> dict[str, Tensor]:
         """Maps the published names ``clip_model.*`` to ours; every key must have its place."""
-        state, left = {}, dict(file)
-
-        def take(name: str) -> Tensor:
-            if f"clip_model.{name}" not in left:
-                raise WeightsError(f"the AdaCLIP file lacks clip_model.{name}")
-            return left.pop(f"clip_model.{name}")
-
-        if not any(key.startswith("clip_model.patch_token_layer.") for key in left):
-            raise KeyError("clip_model.patch_token_layer")
-        for part in ("weight", "bias"):
-            for i in range(len(self.layers)):
-                state[f"patch_heads.{i}.{part}"] = take(f"patch_token_layer.head.{i}.{part}")
-            state[f"class_head.{part}"] = take(f"cls_token_layer.head.0.{part}")
-            for tower in ("visual", "text") if "D" in self.prompt_type else ():
-                name = f"dynamic_{tower}_prompt_generator.head"
-                if self._blocks[tower]:
-                    state[f"{tower}_dynamic.{part}"] = torch.cat(
-                        [take(f"{name}.{m}.{part}") for m in range(self.length)]
-                    )
-                else:  # made, saved and never used by the published code
-                    for m in range(self.length):
-                        left.pop(f"clip_model.{name}.{m}.{part}", None)
-        if "S" in self.prompt_type:
-            for tower in ("visual", "text"):
-                for block in self._blocks[tower]:
-                    state[f"{tower}_static.block_{block}"] = take(f"{tower}_prompter.static_prompts.{block - 1}")
-            left.pop("clip_model.text_prompter.static_prompts.0", None)  # never used by the published code
-        if left:
-            raise WeightsError(f"the AdaCLIP file holds more than this method has: {', '.join(sorted(left)[:8])}")
-        return state
+        return published_state(file, self.prompt_type, self._blocks, self.length, len(self.layers))
 
 
 def _both(margin: Tensor) -> Tensor:
@@ -388,30 +359,3 @@ def _both(margin: Tensor) -> Tensor:
 
 def _prompts(blocks: Sequence[int], length: int, width: int) -> nn.ParameterDict:
     return nn.ParameterDict({f"block_{block}": nn.Parameter(0.02 * torch.randn(length, width)) for block in blocks})
-
-
-def _settings(file: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Reads type, branch, depth and length of prompts off the names and shapes of a published file, or off our own."""
-    if "vlad" in file:
-        saved = hyperparameters(file)
-        return {key: saved[key] for key in ("prompt_type", "branch", "depth", "length") if saved.get(key) is not None}
-    if not any("patch_token_layer" in key for key in file):
-        raise not_published(path, file, "AdaCLIP")
-    static = {
-        tower: [key for key in file if f"{tower}_prompter.static_prompts." in key] for tower in ("visual", "text")
-    }
-    dynamic = {
-        tower: [key for key in file if re.search(rf"dynamic_{tower}_prompt_generator\.head\.\d+\.weight", key)]
-        for tower in ("visual", "text")
-    }
-    found: dict[str, Any] = {
-        "prompt_type": ("S" if any(static.values()) else "") + ("D" if any(dynamic.values()) else "")
-    }
-    found["prompt_type"] = found["prompt_type"] or "none"
-    if any(static.values()):
-        found["branch"] = "".join(letter for letter, tower in (("V", "visual"), ("L", "text")) if static[tower])
-        found["depth"] = max(map(len, static.values()))
-        found["length"] = next(len(file[keys[0]]) for keys in static.values() if keys)
-    elif any(dynamic.values()):
-        found["length"] = max(map(len, dynamic.values()))
-    return found

@@ -1,0 +1,91 @@
+"""The files that AdaCLIP's authors publish: what they say of the prompts, and their names turned into ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlad.errors import WeightsError
+from vlad.weights import hyperparameters, not_published
+
+__all__ = ["published_state", "read_settings"]
+
+
+def published_state(
+    file: Mapping[str, Any], prompt_type: str, blocks: Mapping[str, Sequence[int]], length: int, layers: int
+) -> dict[str, Tensor]:
+    """Maps the published names ``clip_model.*`` to ours; every key must have its place.
+
+    Args:
+        file: The file's tensors by name.
+        prompt_type: Static and dynamic prompts (``SD``), one of them, or ``none``.
+        blocks: Blocks with prompts in the ``visual`` and in the ``text`` tower.
+        length: Prompt tokens.
+        layers: Number of layers whose patches are compared.
+
+    Returns:
+        Tensors by the names of the method's own parameters.
+
+    Raises:
+        WeightsError: A key is missing, or one is left over.
+        KeyError: It is no file of AdaCLIP's.
+    """
+    state, left = {}, dict(file)
+
+    def take(name: str) -> Tensor:
+        if f"clip_model.{name}" not in left:
+            raise WeightsError(f"the AdaCLIP file lacks clip_model.{name}")
+        return left.pop(f"clip_model.{name}")
+
+    if not any(key.startswith("clip_model.patch_token_layer.") for key in left):
+        raise KeyError("clip_model.patch_token_layer")
+    for part in ("weight", "bias"):
+        for i in range(layers):
+            state[f"patch_heads.{i}.{part}"] = take(f"patch_token_layer.head.{i}.{part}")
+        state[f"class_head.{part}"] = take(f"cls_token_layer.head.0.{part}")
+        for tower in ("visual", "text") if "D" in prompt_type else ():
+            name = f"dynamic_{tower}_prompt_generator.head"
+            if blocks[tower]:
+                state[f"{tower}_dynamic.{part}"] = torch.cat([take(f"{name}.{m}.{part}") for m in range(length)])
+            else:  # made, saved and never used by the published code
+                for m in range(length):
+                    left.pop(f"clip_model.{name}.{m}.{part}", None)
+    if "S" in prompt_type:
+        for tower in ("visual", "text"):
+            for block in blocks[tower]:
+                state[f"{tower}_static.block_{block}"] = take(f"{tower}_prompter.static_prompts.{block - 1}")
+        left.pop("clip_model.text_prompter.static_prompts.0", None)  # never used by the published code
+    if left:
+        raise WeightsError(f"the AdaCLIP file holds more than this method has: {', '.join(sorted(left)[:8])}")
+    return state
+
+
+def read_settings(file: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Reads type, branch, depth and length of prompts off the names and shapes of a published file, or off our own."""
+    if "vlad" in file:
+        saved = hyperparameters(file)
+        return {key: saved[key] for key in ("prompt_type", "branch", "depth", "length") if saved.get(key) is not None}
+    if not any("patch_token_layer" in key for key in file):
+        raise not_published(path, file, "AdaCLIP")
+    static = {
+        tower: [key for key in file if f"{tower}_prompter.static_prompts." in key] for tower in ("visual", "text")
+    }
+    dynamic = {
+        tower: [key for key in file if re.search(rf"dynamic_{tower}_prompt_generator\.head\.\d+\.weight", key)]
+        for tower in ("visual", "text")
+    }
+    found: dict[str, Any] = {
+        "prompt_type": ("S" if any(static.values()) else "") + ("D" if any(dynamic.values()) else "")
+    }
+    found["prompt_type"] = found["prompt_type"] or "none"
+    if any(static.values()):
+        found["branch"] = "".join(letter for letter, tower in (("V", "visual"), ("L", "text")) if static[tower])
+        found["depth"] = max(map(len, static.values()))
+        found["length"] = next(len(file[keys[0]]) for keys in static.values() if keys)
+    elif any(dynamic.values()):
+        found["length"] = max(map(len, dynamic.values()))
+    return found
