@@ -2,9 +2,9 @@
 
     python benchmarks/clip_ada.py [--backbone ViT-L-14-336] [--batches 1 4] [--device cpu] [--out FILE.md]
 
-Random weights, pictures at the default size (336 of 1008 px on ViT-L-14-336). A picture's map is made to stand out in
+Random weights, images at the default size (336 of 1008 px on ViT-L-14-336). An image's map is made to stand out in
 three places, so that zoom looks at as many regions as it ever does; "one by one" is the same zoom with one forward per
-region. A training step sees the whole picture and a region, forward through the tower without gradients.
+region. A training step sees the whole image and a region, forward through the tower without gradients.
 """
 
 import argparse

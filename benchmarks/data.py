@@ -58,7 +58,7 @@ class Plain(Dataset):
 
 
 def make(folder: Path, kind: str, count: int = 32) -> Path:
-    """Writes smooth pictures, half with masks, as a folder that vlad reads."""
+    """Writes smooth images, half with masks, as a folder that vlad reads."""
     rng = np.random.default_rng(0)
     width, height = (3000, 2000) if kind == "jpg" else (900, 900)
     for i in range(count):
@@ -119,7 +119,7 @@ def main() -> None:
                 lines.append(f"| {title} | {name} | {count / middle:.1f} | {base / middle:.2f}x |")
                 print(lines[-1], flush=True)
     text = (
-        f"# Reading pictures at {SIDE} px\n\n`python benchmarks/data.py`, {options.workers} processes\n\n"
+        f"# Reading images at {SIDE} px\n\n`python benchmarks/data.py`, {options.workers} processes\n\n"
         + "\n".join(lines)
         + "\n"
     )

@@ -2,9 +2,9 @@
 
     python benchmarks/synthesis.py [--device cpu] [--sizes 128 336 672 1008] [--out FILE.md]
 
-Pictures are rendered parts. "One by one" is the Perlin recipe as it is published: NumPy on one picture at a time, at a
+Images are rendered parts. "One by one" is the Perlin recipe as it is published: NumPy on one image at a time, at a
 size that its lattice divides, a texture read from memory, changed and blended. The training step is `clip_ada` on a
-ViT-B-16 with random weights, whole picture and region; the share is what the synthesis takes of it.
+ViT-B-16 with random weights, whole image and region; the share is what the synthesis takes of it.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from measure import Cost, cost
 from torch import Tensor
 
 from vlad.methods.clip_ada import CLIPADA
-from vlad.synthesis import RECIPES, Random, Synthesizer
-from vlad.synthetic import Look, render
+from vlad.pseudo_anomalies import RECIPES, Random, Synthesizer
+from vlad.rendered import Look, render
 
 
 def pictures(count: int, size: int) -> Tensor:
@@ -28,7 +28,7 @@ def pictures(count: int, size: int) -> Tensor:
 
 
 def one_by_one(images: np.ndarray, texture: np.ndarray, random: np.random.Generator) -> None:
-    """DRAEM's recipe on NumPy, picture after picture: noise by repeated lattice cells, rotation, blending."""
+    """DRAEM's recipe on NumPy, image after image: noise by repeated lattice cells, rotation, blending."""
     import cv2
 
     size = images.shape[1]
@@ -69,7 +69,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device, batch = options.device, options.batch
     lines = [
-        f"batches of {batch}, {device}, {options.threads} threads; pictures a second\n",
+        f"batches of {batch}, {device}, {options.threads} threads; images a second\n",
         "| px | " + " | ".join([*RECIPES, "mixed"]) + " | one by one | training step | share |",
         "|---" * (len(RECIPES) + 5) + "|",
     ]

@@ -2,8 +2,8 @@
 
     make demo
 
-The pictures are rendered on the spot and the CLIP is vlad-tiny, which comes with vlad: nothing is downloaded.
-What it shows is the road and that it leads somewhere; it says nothing of how well a method does on real pictures.
+The images are rendered on the spot and the CLIP is vlad-tiny, which comes with vlad: nothing is downloaded.
+What it shows is the road and that it leads somewhere; it says nothing of how well a method does on real images.
 """
 
 import json
@@ -38,10 +38,10 @@ def main() -> None:
         f"""
 Done in {(time.monotonic() - begin) / 60:.1f} minutes. SDP+ was trained on 20 auxiliary categories and tested on 12
 others: shapes with textures, tissues and a kind of defect that neither it nor the CLIP had seen.
-Image AUROC {image:.1f}, pixel AUROC {pixel:.1f} (chance is 50). The pictures are rendered and the CLIP is vlad-tiny:
-these figures say nothing of real pictures.
+Image AUROC {image:.1f}, pixel AUROC {pixel:.1f} (chance is 50). The images are rendered and the CLIP is vlad-tiny:
+these figures say nothing of real images.
 
-  look first  {tested}/heatmaps/sheet.png
+  look first  {tested}/heatmaps/contact_sheet.png
   heat maps   {tested}/heatmaps/
   table       {tested}/test_metrics.csv
 

@@ -3,8 +3,8 @@
     python experiments/grid.py experiments/clip_ada/ablation.toml [--seeds 0 1 2] [--out TABLE.md]
 
 A grid is a TOML file: ``metrics``, ``seeds``, a section ``common`` and any number of ``variant``s, each with a
-``name`` and, in sections ``model``, ``data`` and ``trainer``, what a vlad config holds; a variant's entries go before
-the common ones. Where a method refines its maps, a variant gives two rows: before and after.
+``name`` and, in sections ``model``, ``data`` and ``trainer``, what a vlad config holds; a variant's entries
+take precedence over the common ones. Where a method refines its maps, a variant gives two rows: before and after.
 
 What has been run is kept beside the table (``TABLE.json``): an interrupted grid goes on where it stopped, and only
 variants that were changed run again. After a change of vlad itself, remove that file.

@@ -65,7 +65,7 @@ def test_experiment(file, data, tiny, monkeypatch):
     ]
     method = yaml.safe_load(configs[0].read_text())["model"]["class_path"]
     small += [f"--model.{name}={value}" for name, value in SMALL[method].items()]
-    if not command.group(3):  # rendered data: all the pictures are there, a few will do
+    if not command.group(3):  # rendered data: all the images are there, a few will do
         small += ["--trainer.limit_train_batches", "3", "--trainer.limit_test_batches", "3"]
     quiet = ["--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
     given = [argument for config in configs for argument in ("--config", str(config))]

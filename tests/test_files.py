@@ -1,6 +1,6 @@
 import pytest
 
-from vlad.files import write_json, write_text, write_whole
+from vlad.files import write_atomic, write_json, write_text
 
 
 def test_whole_or_not_there(tmp_path):
@@ -12,7 +12,7 @@ def test_whole_or_not_there(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_whole(target, fails)
+        write_atomic(target, fails)
     assert target.read_text() == "old"
     assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
 

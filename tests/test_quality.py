@@ -1,6 +1,6 @@
-"""Every method of vlad's must find defects on categories it has never seen: rendered pictures, vlad-tiny.
+"""Every method of vlad's must find defects on categories it has never seen: rendered images, vlad-tiny.
 
-Methods that learn from normal pictures see those of the tested categories, and no defect.
+Methods that learn from normal images see those of the tested categories, and no defect.
 
 The floors are the lowest of three seeds less three points (docs/synthetic.md has the measured values). Random
 weights, a flipped sign or a wrong layer fall through them.

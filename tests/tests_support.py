@@ -61,7 +61,7 @@ def golden(folder: Path, target: Path) -> Golden:
 
 
 def write_picture(path: Path, size: tuple[int, int] = (40, 36), *, seed: int = 0, mode: str = "RGB") -> None:
-    """Writes a picture of seeded noise."""
+    """Writes an image of seeded noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path)

@@ -179,7 +179,7 @@ ELSEWHERE = {"real_iad"}  # listed by JSON files; the official VisA and HeadCT, 
 
 
 def build(root: Path, tree: dict) -> None:
-    """Writes a tree's pictures, and masks that hold a defect in the middle third."""
+    """Writes a tree's images, and masks that hold a defect in the middle third."""
     masks = {row[3] for row in tree.values() if isinstance(row, tuple) and row[3]}
     for path, row in tree.items():
         if row is BLACK:

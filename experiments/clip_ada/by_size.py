@@ -3,7 +3,7 @@
     python experiments/clip_ada/by_size.py RUN [RUN ...] [--test synthetic] [--root DATA]
 
 Takes trained runs of a method that refines its maps, those of several seeds for instance. Defects are parted into
-thirds by their share of the picture; a third's pixel AP is over its pictures and all normal ones, per category, then
+thirds by their share of the image; a third's pixel AP is over its images and all normal ones, per category, then
 the mean of the categories, then of the runs. The sets need masks.
 """
 
@@ -29,8 +29,8 @@ def measure(run: str, test: str, root: str | None) -> tuple[np.ndarray, list[flo
     data = AnomalyDataModule(root=root, test=test, num_workers=0)
     data.setup("test")
     loader = DataLoader(AnomalyDataset(data.frames["test"], method.preprocess), 16, collate_fn=collate)
-    shares = torch.cat([batch["mask"].float().mean((1, 2)) for batch in loader])
-    bounds = np.quantile(shares[shares > 0].numpy(), [1 / 3, 2 / 3])
+    overlaps = torch.cat([batch["mask"].float().mean((1, 2)) for batch in loader])
+    bounds = np.quantile(overlaps[overlaps > 0].numpy(), [1 / 3, 2 / 3])
     found: dict[tuple[str, int, int], PixelMetrics] = {}
     for batch in loader:
         with torch.no_grad():
@@ -64,7 +64,7 @@ def main() -> None:
     values = 100 * np.stack([scores for scores, _ in measured])
     low, high = (100 * bound for bound in measured[0][1])
     limits = (f"below {low:.1f} %", f"to {high:.1f} %", "above", "")
-    print("| defects | share of the picture | before | after |\n|---|---|---|---|")
+    print("| defects | share of the image | before | after |\n|---|---|---|---|")
     for third, name in enumerate(NAMES):
         cells = [f"{v[:, third].mean():.1f}" + (f" ± {v[:, third].std(ddof=1):.1f}" if len(v) > 1 else "")
                  for v in (values[:, 0], values[:, 1])]  # fmt: skip

@@ -2,7 +2,7 @@
 
     python experiments/clip_ada/few_data.py [--out FILE.png]
 
-Runs few_data.toml (see ../grid.py), then draws image AUROC and pixel AP over the pictures per category. The plot needs
+Runs few_data.toml (see ../grid.py), then draws image AUROC and pixel AP over the images per category. The plot needs
 matplotlib: pip install 'vlad[plot]'.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
             spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
             axis.errorbar(range(len(counts)), means, spread, marker="o", capsize=3, label=label)
         axis.set_xticks(range(len(counts)), [*map(str, counts[:-1]), f"{counts[-1]} (all)"])
-        axis.set_xlabel("normal pictures per category")
+        axis.set_xlabel("normal images per category")
         axis.set_ylabel(f"{title} in %")
         axis.grid(alpha=0.3)
     axes[1].legend(loc="center right")

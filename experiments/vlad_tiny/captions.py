@@ -1,10 +1,10 @@
-"""Captions of the pre-training pictures, and which pictures a caption is true of."""
+"""Captions of the pre-training images, and which images a caption is true of."""
 
 import random
 from typing import NamedTuple
 
 from vlad.prompts import load_prompts
-from vlad.synthetic import Look
+from vlad.rendered import Look
 
 NORMAL = ["flawless {}", "perfect {}", "unblemished {}", "normal {}", "intact {}", "clean {}", "good {}", "healthy {}",
           "{}", "{} without flaw", "{} without defect", "{} without damage", "{} without scratch", "{} without crack",
@@ -18,7 +18,7 @@ TEMPLATES = [*load_prompts("clip_ad").templates, "{}", "a {}", "the {}", "a phot
 
 
 class Sample(NamedTuple):
-    """What a picture shows; ``defect`` is "" for none."""
+    """What an image shows; ``defect`` is "" for none."""
 
     look: Look
     defect: str

@@ -1,9 +1,9 @@
-"""Pre-trains vlad-tiny, the small CLIP that vlad ships, on pictures rendered here; no download, no GPU.
+"""Pre-trains vlad-tiny, the small CLIP that vlad ships, on images rendered here; no download, no GPU.
 
     python experiments/vlad_tiny/pretrain.py --out OUT_FOLDER
 
 It sees auxiliary pairs of shape and texture, auxiliary tissues and auxiliary defects alone. The loss is CLIP's,
-with every caption that is true of a picture as a positive; and, for the image and for every patch, whether the
+with every caption that is true of an image as a positive; and, for the image and for every patch, whether the
 normal or the abnormal sentence of a pair is nearer. Patches are compared at the end of the tower and on the
 value-value paths that detectors read. Time and expected figures: src/vlad/clip/vlad_tiny/README.md.
 """
@@ -22,13 +22,13 @@ from captions import Sample, caption, states
 from open_clip import SimpleTokenizer
 from torch import Tensor
 
-from vlad.clip import Backbone, LocalPath
+from vlad.clip import AttentionBranch, Backbone
 from vlad.clip.backbone import random_clip, save_local
-from vlad.synthetic import Look, render
-from vlad.synthetic.benchmark import AUXILIARY, UNSEEN_DEFECT, auxiliary_looks
-from vlad.synthetic.defects import DEFECTS, LESIONS
-from vlad.synthetic.parts import COLORS
-from vlad.synthetic.tissue import TISSUES
+from vlad.rendered import Look, render
+from vlad.rendered.benchmark import AUXILIARY, UNSEEN_DEFECT, auxiliary_looks
+from vlad.rendered.defects import DEFECTS, LESIONS
+from vlad.rendered.parts import COLORS
+from vlad.rendered.tissue import TISSUES
 
 SIZE = 96
 CONFIG = {
@@ -40,7 +40,7 @@ STAGES, ENDS = (1, 4, 7, 10), (3, 6, 9, 12)
 
 
 def samples(count: int, seed: int) -> list[Sample]:
-    """Draws what the pictures show."""
+    """Draws what the images show."""
     draw = random.Random(seed)
     looks = auxiliary_looks()
     tissues = [look for look in AUXILIARY.values() if look.shape in TISSUES]
@@ -80,7 +80,7 @@ def turn(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Ten
 
 
 def contrastive(image: Tensor, text: Tensor, true: Tensor) -> Tensor:
-    """Returns CLIP's loss of similarities (B, B) where a caption may be true of several pictures."""
+    """Returns CLIP's loss of similarities (B, B) where a caption may be true of several images."""
     logits = image @ text.T
 
     def one_way(logits: Tensor, true: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def train(arguments: argparse.Namespace) -> None:
     begin = time.time()
     drawn = samples(arguments.pictures, arguments.seed)
     images, masks = pictures(drawn, arguments.seed)
-    print(f"{len(drawn)} pictures rendered in {time.time() - begin:.0f} s", flush=True)
+    print(f"{len(drawn)} images rendered in {time.time() - begin:.0f} s", flush=True)
 
     model = random_clip(CONFIG, arguments.seed)
     clip = Backbone(model, SimpleTokenizer(context_length=77), name="vlad-tiny")
@@ -140,12 +140,12 @@ def train(arguments: argparse.Namespace) -> None:
         contrast = (abnormal - normal) * scale.exp()
 
         tower = clip.image
-        local = LocalPath(first=1, restarts=STAGES) if step % 2 else None  # the dearer half of a step
+        local = AttentionBranch(first=1, restarts=STAGES) if step % 2 else None  # the dearer half of a step
         tokens = tower.run(
-            tower.embed((image.float() / 255 - mean) / std), local=local, local_taps=ENDS if local else ()
+            tower.embed((image.float() / 255 - mean) / std), branch=local, branch_layers=ENDS if local else ()
         )
         last = F.normalize(tower.project(tokens.last), dim=-1)
-        paths = [F.normalize(tower.project(t[:, 1:]), dim=-1) for t in tokens.local.values()]
+        paths = [F.normalize(tower.project(t[:, 1:]), dim=-1) for t in tokens.branch.values()]
         whole = last[:, 0]
         terms = {
             "clip": contrastive(whole * scale.exp(), text, true),
@@ -164,8 +164,8 @@ def train(arguments: argparse.Namespace) -> None:
         if step % 50 == 49 or step + 1 == arguments.steps:
             spent = time.time() - begin
             left = spent / (step + 1) * (arguments.steps - step - 1)
-            shares = "  ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
-            print(f"{step + 1:5}/{arguments.steps}  {shares}  scale {scale.exp().item():.0f}  "
+            overlaps = "  ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
+            print(f"{step + 1:5}/{arguments.steps}  {overlaps}  scale {scale.exp().item():.0f}  "
                   f"{spent / 60:.0f} min, {left / 60:.0f} left", flush=True)  # fmt: skip
 
     finish(clip, model, seen, float(scale.detach()), arguments)
@@ -189,7 +189,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="folder for the weights")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", type=int, default=40000)
+    parser.add_argument("--images", type=int, default=40000)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)

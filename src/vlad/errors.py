@@ -1,4 +1,4 @@
-"""The errors vlad raises for bad input: short, naming the culprit and the mend.
+"""The errors vlad raises for bad input: short, naming the culprit and the fix.
 
 The command line prints their text alone; a traceback is shown only when ``VLAD_DEBUG=1`` is set.
 """

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cache_folder", "write_json", "write_text", "write_whole"]
+__all__ = ["cache_folder", "write_atomic", "write_json", "write_text"]
 
 
 def cache_folder() -> Path:
@@ -16,7 +16,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("VLAD_CACHE") or Path.home() / ".cache" / "vlad")
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
+def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     """Calls ``write`` with a temporary path beside the target, then renames it; makes the folder if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> Path:
     def write(partial: Path) -> None:
         partial.write_text(text, encoding="utf-8")
 
-    return write_whole(path, write)
+    return write_atomic(path, write)
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -20,7 +20,7 @@ def load(name: str, **overrides: Any) -> Method:
 
     Args:
         name: A registered method name, a class path, a run folder, or a checkpoint file of vlad's.
-        **overrides: Constructor arguments of the method; they go before what a run saved.
+        **overrides: Constructor arguments of the method; they take precedence over what a run saved.
 
     Returns:
         The method in evaluation mode, on the CPU.

@@ -60,11 +60,11 @@ def random_batch(size: int = 3, image_size: int = 64, seed: int = 0) -> Batch:
         class_name=["bottle", "metal_nut"] * (size // 2) + ["bottle"] * (size % 2),
         dataset=["noise"] * size,
         category=["noise"] * size,
-        key=[str(i) for i in range(size)],
+        image_id=[str(i) for i in range(size)],
         path=[f"{i}.png" for i in range(size)],
         mask_path=[""] * size,
         index=torch.arange(size),
-        band=[""] * size,
+        row_crop=[""] * size,
         frame=torch.full((size,), -1),
         reader=[""] * size,
     )
@@ -86,7 +86,7 @@ def check_contract(method: Method) -> None:
     prediction = _score(method, batch)
     side = method.image_size
     for name, shape in (
-        ("raw_map", (3, side, side)),
+        ("unsmoothed_map", (3, side, side)),
         ("anomaly_map", (3, side, side)),
         ("image_score", (3,)),
     ):

@@ -1,37 +1,60 @@
-"""What enters a method and what leaves it: one batch, one prediction."""
+"""What passes between the rooms: a batch, and what each joint of a method makes of it.
+
+An image takes one way through every method::
+
+    images ── encode ──▶ Features ── compare ──▶ Scores ── finish ──▶ Prediction
+
+The three results are named tuples of tensors (pytrees), so that they can be exported, gathered, cached and cut into
+rows. Class names stay outside: they become text tensors before ``compare``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Prediction", "Preprocess", "known_masks"]
+__all__ = [
+    "Batch",
+    "Features",
+    "Prediction",
+    "Preprocess",
+    "Requirements",
+    "Scores",
+    "Supervision",
+    "Tags",
+    "join_rows",
+    "known_masks",
+    "map_tensors",
+    "take_rows",
+]
+
+Supervision = Literal["auxiliary", "one-class"]
+"""What a method learns from: labelled images with masks of auxiliary data sets (their test split, as most detectors of
+this field), or the normal images of the train split alone."""
+
+Tree = TypeVar("Tree")
 
 
 class Batch(TypedDict, total=False):
-    """One batch of images as the datamodules make it.
-
-    ``predict`` batches hold no ``mask``, ``has_mask`` and ``label``.
+    """One batch of images as the data module makes it; ``predict`` batches hold no truth.
 
     Attributes:
-        image: Float images (B, 3, S, S), resized and normalised as the method asks.
-        mask: Ground-truth masks (B, S, S), bool; all False for normal images.
+        image: Float images (B, 3, H, W), resized and normalised as the method requires.
+        mask: Ground-truth masks (B, H, W), bool; all False for normal images.
         has_mask: Whether the pixels' truth is known (B,), bool: normal images and masked anomalies.
         label: Image labels (B,), int64: 0 normal, 1 anomalous, -1 unknown.
-        class_name: What is in the picture, as said in the prompts (B strings).
+        class_name: What is in the image, as said in the prompts (B strings).
         dataset: Name of the data set (B strings).
         category: Category within the data set (B strings).
-        key: Name of the image, unique within its data set and category (B strings).
+        image_id: Name of the image, unique within its data set and category (B strings).
         path: Image file (B strings).
-        mask_path: Mask file or "" (B strings).
-        mask_threshold: Largest value in that file that still means normal (B,), int64.
         index: Row in the split's index (B,), int64.
-        band: Part "k/n" of the file's rows that is the image, or "" (B strings).
-        frame: Number of the video's frame, or -1 (B,), int64.
-        reader: As for :func:`vlad.datamodules.decode.load_image` (B strings).
+        preview: The image at the height of a heat map, uint8 RGB (h, w, 3) each; only where heat maps are drawn.
+        mask_preview: The mask at that size, bool (h, w) each; only where heat maps are drawn.
     """
 
     image: Tensor
@@ -41,14 +64,11 @@ class Batch(TypedDict, total=False):
     class_name: list[str]
     dataset: list[str]
     category: list[str]
-    key: list[str]
+    image_id: list[str]
     path: list[str]
-    mask_path: list[str]
-    mask_threshold: Tensor
     index: Tensor
-    band: list[str]
-    frame: Tensor
-    reader: list[str]
+    preview: list[Tensor]
+    mask_preview: list[Tensor]
 
 
 def known_masks(batch: Batch) -> Tensor:
@@ -56,43 +76,146 @@ def known_masks(batch: Batch) -> Tensor:
     return batch["has_mask"] if "has_mask" in batch else torch.ones(len(batch["image"]), dtype=torch.bool)
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Features(NamedTuple):
+    """What the frozen part of a method makes of images; every tensor has the batch first.
+
+    Attributes:
+        levels: Patch tokens of each level (B, h, w, W), rows and columns of the patch grid.
+        image: Image embedding (B, D), or None.
+        classes: Class token of each level (B, W), or nothing.
+        branch: Patch tokens of a second attention branch, per level (B, h, w, W), or nothing.
+        images: The normalised images (B, 3, H, W), only for methods that look at them again.
+    """
+
+    levels: tuple[Tensor, ...]
+    image: Tensor | None = None
+    classes: tuple[Tensor, ...] = ()
+    branch: tuple[Tensor, ...] = ()
+    images: Tensor | None = None
+
+
+class Scores(NamedTuple):
+    """What a comparison finds, before upsampling, smoothing and fusing; higher means more anomalous.
+
+    Attributes:
+        patches: Scores or logit margins of each level on the patch grid (B, L, h, w); no levels where a method knows
+            references alone.
+        image: Terms of the image score (B, T), or None.
+        memory: Distance of each patch to its nearest reference patch (B, h, w), or None without references.
+        refined: Maps at the size of the image (B, H, W), where a method refines them; else None.
+    """
+
+    patches: Tensor
+    image: Tensor | None = None
+    memory: Tensor | None = None
+    refined: Tensor | None = None
+
+
+class Prediction(NamedTuple):
     """What a method says of a batch; higher means more anomalous.
 
     Attributes:
-        raw_map: Anomaly map before smoothing (B, S, S), float32.
-        anomaly_map: Anomaly map smoothed as the method's published evaluation does (B, S, S), float32.
+        anomaly_map: Anomaly map, smoothed as the published evaluation does (B, H, W), float32.
         image_score: One score per image (B,), float32.
-        image_terms: Optional parts (B, T) of the image score, for protocols that combine them over a whole
-            test set (:meth:`vlad.Method.fuse_scores`).
-        unrefined: What a method that refines its maps said before it did; evaluated and drawn beside the rest.
+        unsmoothed_map: The same map before the Gaussian (B, H, W), float32.
+        score_components: Parts (B, T) of the image score, for protocols that combine them over a whole test set.
+        stages: Earlier predictions by name, such as ``initial``, where a method refines its map; they are evaluated
+            and drawn beside the result.
     """
 
-    raw_map: Tensor
     anomaly_map: Tensor
     image_score: Tensor
-    image_terms: Tensor | None = None
-    unrefined: Prediction | None = None
+    unsmoothed_map: Tensor
+    score_components: Tensor | None = None
+    stages: dict[str, Prediction] | None = None
 
     def detached(self) -> Prediction:
         """Returns the prediction in float32, without gradients."""
-        as_float = {
-            name: value.detach().to(torch.float32) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **as_float, unrefined=self.unrefined and self.unrefined.detached())
+        return map_tensors(lambda tensor: tensor.detach().float(), self)
+
+
+def map_tensors(function: Callable[..., Tensor], *trees: Tree) -> Tree:
+    """Applies a function to the tensors of trees of one shape: tensors, tuples, named tuples, lists, dicts, None.
+
+    Examples:
+        >>> map_tensors(torch.add, (torch.ones(1), None), (torch.ones(1), None))
+        (tensor([2.]), None)
+    """
+    first: Any = trees[0]
+    if isinstance(first, Tensor):
+        return function(*trees)
+    if isinstance(first, dict):
+        return {key: map_tensors(function, *(tree[key] for tree in trees)) for key in first}  # type: ignore[index, return-value]
+    if isinstance(first, tuple | list):
+        values = [map_tensors(function, *parts) for parts in zip(*trees, strict=True)]  # type: ignore[call-overload]
+        return type(first)(*values) if hasattr(first, "_fields") else type(first)(values)
+    return first
+
+
+def take_rows(tree: Tree, rows: Tensor | slice) -> Tree:
+    """Returns some images of a tree of tensors that have the batch first."""
+    return map_tensors(lambda tensor: tensor[rows], tree)
+
+
+def join_rows(trees: Sequence[Tree]) -> Tree:
+    """Joins trees of tensors along the batch.
+
+    Examples:
+        >>> join_rows([(torch.zeros(1),), (torch.ones(2),)])
+        (tensor([0., 1., 1.]),)
+    """
+    return trees[0] if len(trees) == 1 else map_tensors(lambda *parts: torch.cat(parts), *trees)
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a method wants done to a picture before it sees it.
+    """What a method wants done to an image before it sees it.
 
     Attributes:
-        size: Side S in pixels; the picture is squashed to a square with PIL's bicubic filter.
+        size: Side in pixels. ``squash``: both sides become this. ``keep``: the shorter one does.
         mean: Normalisation mean per RGB channel, for values in [0, 1].
         std: Normalisation standard deviation per RGB channel.
+        aspect: ``squash`` resizes to a square, as the published CLIP-based methods do; ``keep`` keeps the aspect
+            ratio and cuts what ``multiple`` leaves over at the right and at the bottom (AnomalyDINO). Both with PIL's
+            bicubic filter.
+        multiple: With ``keep``: both sides become multiples of this, the patch size.
     """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    aspect: Literal["squash", "keep"] = "squash"
+    multiple: int = 1
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a method requires of the data; the data module is given it, see ``AnomalyDataModule.require``.
+
+    Attributes:
+        preprocess: Size and normalisation.
+        supervision: What it learns from, or None for a method that does not learn.
+    """
+
+    preprocess: Preprocess
+    supervision: Supervision | None = None
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What is special about a method, for loops, tables and the conformance suite (as scikit-learn's tags).
+
+    Attributes:
+        transductive: Whether a score needs the whole test set: ``scores`` combines image scores of a category,
+            ``features`` needs all of its features. Tables mark it; prediction image by image refuses it.
+        needs_references: Whether nothing can be scored without reference images.
+        takes_references: Whether reference images can be given.
+        class_names: Whether class names matter.
+        no_export: Why ``torch.export`` does not work, or "".
+    """
+
+    transductive: Literal["", "scores", "features"] = ""
+    needs_references: bool = False
+    takes_references: bool = True
+    class_names: bool = True
+    no_export: str = ""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlad.errors import WeightsError, nearest
-from vlad.files import write_whole
+from vlad.files import write_atomic
 
 if TYPE_CHECKING:
     from vlad.methods.base import Method
@@ -198,7 +198,7 @@ def export_weights(source: str | Path, target: str | Path) -> Path:
         key: value.contiguous() for key, value in checkpoint["state_dict"].items() if not key.startswith("backbone.")
     }
     about = {"vlad": dict(checkpoint["vlad"]), "hyper_parameters": hyperparameters(checkpoint)}
-    return write_whole(target, lambda partial: save_file(tensors, partial, {"vlad": json.dumps(about)}))
+    return write_atomic(target, lambda partial: save_file(tensors, partial, {"vlad": json.dumps(about)}))
 
 
 def hyperparameters(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

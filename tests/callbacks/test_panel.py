@@ -1,11 +1,11 @@
 import numpy as np
 from PIL import Image
 
-from vlad.callbacks.panel import Panel, colorize, draw_panel, draw_sheet
+from vlad.callbacks.panel import Panel, colorize, draw_contact_sheet, draw_panel
 
 
 def panel(values, **more):
-    return Panel("title", "verdict", Image.new("RGB", (80, 40), (90, 90, 90)), values, **more)
+    return Panel("title", "caption", Image.new("RGB", (80, 40), (90, 90, 90)), values, **more)
 
 
 def tile(picture, position, width=100, height=50):
@@ -36,7 +36,7 @@ def test_tiles_keep_the_pictures_proportions_and_show_the_mask():
     assert (shown[:, 50:] == 0).all()
     overlay = tile(picture, 3)
     assert (overlay[10:40, 49] == (0, 230, 118)).all()  # the contour
-    assert (overlay[10:40, 70] == 90).all()  # a score of nothing leaves the picture
+    assert (overlay[10:40, 70] == 90).all()  # a score of nothing leaves the image
 
 
 def test_without_a_mask_there_are_three_tiles():
@@ -52,7 +52,7 @@ def test_long_titles_are_shortened():
 
 def test_sheet_puts_panels_in_rows_and_shrinks_them():
     red, blue = Image.new("RGB", (1280, 400), "red"), Image.new("RGB", (300, 100), "blue")
-    sheet = draw_sheet([red, blue, red])
+    sheet = draw_contact_sheet([red, blue, red])
     assert sheet.size == (1280, 400)
     assert sheet.getpixel((5, 5)) == sheet.getpixel((5, 205)) == (255, 0, 0)
     assert sheet.getpixel((645, 5)) == (0, 0, 255)

@@ -50,7 +50,7 @@ def test_check(root, capsys):
     assert main(["data", "check", "mvtec_ad", str(root), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["sound"] is False
     assert main(["data", "check", "folder", str(root / "bottle")]) == 0
-    assert "9 pictures: sound" in capsys.readouterr().out
+    assert "9 images: sound" in capsys.readouterr().out
     same = f"folder={root / 'bottle' / 'test'}"
     assert main(["data", "check", "folder", str(root / "bottle"), "--against", same]) == 0
 
@@ -61,15 +61,15 @@ def test_bands_and_thresholds_survive_a_table(tmp_path):
     output = tmp_path / "index.csv"
     assert main(["data", "index", str(tmp_path / "ksdd"), "--name", "ksdd", "-o", str(output)]) == 0
     table = index_table(output)
-    assert table["band"].tolist() == ["0/3", "1/3", "2/3"]
-    assert table["key"].is_unique
+    assert table["row_crop"].tolist() == ["0/3", "1/3", "2/3"]
+    assert table["image_id"].is_unique
 
 
 @pytest.mark.parametrize("file", ["index.csv", "index.jsonl", "index.parquet"])
 def test_index_as_a_table_is_read_back(root, tmp_path, file, capsys):
     output = tmp_path / file
     assert main(["data", "index", str(root), "--name", "mvtec_ad", "-o", str(output)]) == 0
-    assert capsys.readouterr().out == f"9 pictures in {output}\n"
+    assert capsys.readouterr().out == f"9 images in {output}\n"
     data = AnomalyDataModule(test=str(output), image_size=32)
     data.setup("test")
     frame = data.frames["test"]
@@ -118,7 +118,7 @@ def test_own_record_by_path(tmp_path):
     record.write_text(
         'name = "bolts"\ntitle = "Bolts"\ndomain = "industrial"\nlevels = ["image"]\nfolders = ["bolts"]\n'
         '[categories]\nbolt = "bolt"\n[[layouts]]\nname = "ours"\n'
-        "image = '(?P<species>[^/]+)/(?P<stem>[^/]+)'\nnormal = [\"fine\"]\n"
+        "image = '(?P<defect_type>[^/]+)/(?P<stem>[^/]+)'\nnormal = [\"fine\"]\n"
     )
     data = AnomalyDataModule(root=str(tmp_path), test=str(record), image_size=32)
     data.setup("test")

@@ -1,4 +1,4 @@
-"""Bad input ends in one short line that names the culprit and the mend; no traceback unless asked for."""
+"""Bad input ends in one short line that names the culprit and the fix; no traceback unless asked for."""
 
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def test_missing_data_folder(fails):
 
 
 def test_unreadable_image(fails):
-    Path("mvtec_ad/bottle/test/good/001.png").write_bytes(b"no picture")
+    Path("mvtec_ad/bottle/test/good/001.png").write_bytes(b"no image")
     err = fails("test", *DATA)
     assert "cannot read image mvtec_ad/bottle/test/good/001.png (no known image format)" in err
 

@@ -160,7 +160,7 @@ def test_predict_on_a_bare_folder(run, capsys):
     table = pd.read_csv(folder / "predictions.csv")
     assert table["path"].tolist() == ["photos/0.jpg", "photos/1.jpg", "photos/2.jpg"]
     assert table["image_score"].notna().all()
-    assert "3 pictures scored" in capsys.readouterr().out
+    assert "3 images scored" in capsys.readouterr().out
     assert len(pd.read_csv(run("predict", "photos/0.jpg", "photos/2.jpg") / "predictions.csv")) == 2
     named = run("predict", "--data.predict", "photos", "--data.class_name", "nut")
     assert set(pd.read_csv(named / "predictions.csv")["class_name"]) == {"nut"}

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 
-from vlad.clip import Backbone, LocalPath, Parity, append_prompts, overwrite_prompts, run_blocks
+from vlad.clip import AttentionBranch, Backbone, Numerics, append_prompts, overwrite_prompts, run_blocks
 from vlad.clip.backbone import random_clip, save_local
 from vlad.clip.image import resize_positions
 from vlad.clip.similarity import smooth, to_grid, upsample, zero_to_one
@@ -41,13 +41,13 @@ def test_plain_features_equal_open_clip(backbone, tiny_model, images):
 
 @torch.no_grad()
 def test_taps_equal_open_clip(backbone, tiny_model, images):
-    tokens = backbone.image.run(backbone.image.embed(images), taps=[1, 3, 4])
+    tokens = backbone.image.run(backbone.image.embed(images), layers=[1, 3, 4])
     theirs = tiny_model.visual.forward_intermediates(
         images, indices=[0, 2, 3], output_fmt="NLC", output_extra_tokens=True
     )
     for number, patches in zip([1, 3, 4], theirs["image_intermediates"], strict=True):
-        close(tokens.taps[number][:, 1:], patches)
-    close(tokens.last, tokens.taps[4])
+        close(tokens.hidden_states[number][:, 1:], patches)
+    close(tokens.last, tokens.hidden_states[4])
 
 
 @torch.no_grad()
@@ -94,12 +94,12 @@ def test_the_mlp_leaves_its_input_alone(backbone, images):
     blocks = backbone.image.visual.transformer.resblocks
     x = backbone.image.embed(images)
     before = x.clone()
-    alone = run_blocks(blocks, x, taps=[1, 2])
+    alone = run_blocks(blocks, x, layers=[1, 2])
     assert torch.equal(x, before)
     with torch.enable_grad():
-        learned = run_blocks(blocks, x.clone().requires_grad_(), taps=[1, 2])
+        learned = run_blocks(blocks, x.clone().requires_grad_(), layers=[1, 2])
     for number in (1, 2):
-        close(alone.taps[number], learned.taps[number], 1e-6)
+        close(alone.hidden_states[number], learned.hidden_states[number], 1e-6)
 
 
 @torch.no_grad()
@@ -132,13 +132,13 @@ def test_nothing_runs_beyond_the_last_tap(backbone, images):
     ran = []
     hooks = [block.mlp.c_proj.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, block in enumerate(blocks, 1)]
     x = backbone.image.embed(images)
-    full = run_blocks(blocks, x, taps=[2], attended=[3])
+    full = run_blocks(blocks, x, layers=[2], attended=[3])
     ran.clear()
-    part = run_blocks(blocks, x, taps=[2], attended=[3], need_last=False)
+    part = run_blocks(blocks, x, layers=[2], attended=[3], need_last=False)
     for hook in hooks:
         hook.remove()
     assert ran == [1, 2]  # block 3 stops after its attention
-    assert torch.equal(part.taps[2], full.taps[2])
+    assert torch.equal(part.hidden_states[2], full.hidden_states[2])
     assert torch.equal(part.attended[3], full.attended[3])
 
 
@@ -146,9 +146,11 @@ def test_nothing_runs_beyond_the_last_tap(backbone, images):
 def test_local_path_follows_its_definition(backbone, images):
     blocks = backbone.image.visual.transformer.resblocks
     x = backbone.image.embed(images)
-    tokens = run_blocks(blocks, x, taps=[1, 2, 3], local=LocalPath(first=2, restarts={4}), local_taps=[2, 3, 4])
-    plain = run_blocks(blocks, x, taps=[1, 2, 3, 4])
-    close(tokens.last, plain.taps[4])  # the ordinary path is untouched
+    tokens = run_blocks(
+        blocks, x, layers=[1, 2, 3], branch=AttentionBranch(first=2, restarts={4}), branch_layers=[2, 3, 4]
+    )
+    plain = run_blocks(blocks, x, layers=[1, 2, 3, 4])
+    close(tokens.last, plain.hidden_states[4])  # the ordinary path is untouched
 
     def update(number, stream):
         block = blocks[number - 1]
@@ -158,34 +160,34 @@ def test_local_path_follows_its_definition(backbone, images):
         weights = (v @ v.transpose(-1, -2) / v.shape[-1] ** 0.5).softmax(-1)
         return block.attn.out_proj((weights @ v).transpose(1, 2).flatten(2))
 
-    second = plain.taps[1] + update(2, plain.taps[1])
-    close(tokens.local[2], second)
-    close(tokens.local[3], second + update(3, plain.taps[2]))
-    close(tokens.local[4], update(4, plain.taps[3]))
+    second = plain.hidden_states[1] + update(2, plain.hidden_states[1])
+    close(tokens.branch[2], second)
+    close(tokens.branch[3], second + update(3, plain.hidden_states[2]))
+    close(tokens.branch[4], update(4, plain.hidden_states[3]))
 
 
 def test_contradictions_are_refused(backbone, images):
     blocks, x = backbone.image.visual.transformer.resblocks, backbone.image.embed(images)
     with pytest.raises(ValueError, match="from 1 to 4, got"):
-        run_blocks(blocks, x, taps=[0, 5])
+        run_blocks(blocks, x, layers=[0, 5])
     with pytest.raises(ValueError, match="needs a local path"):
-        run_blocks(blocks, x, local_taps=[2])
+        run_blocks(blocks, x, branch_layers=[2])
     with pytest.raises(ValueError, match="starts at block 3"):
-        run_blocks(blocks, x, local=LocalPath(first=3), local_taps=[2])
+        run_blocks(blocks, x, branch=AttentionBranch(first=3), branch_layers=[2])
     with pytest.raises(ValueError, match="class_token_only"):
-        run_blocks(blocks, x, taps=[4], class_token_only=True)
+        run_blocks(blocks, x, layers=[4], class_token_only=True)
 
 
 @torch.no_grad()
 def test_appended_prompts_are_refreshed_and_order_does_not_matter(backbone, images):
     blocks, x = backbone.image.visual.transformer.resblocks, backbone.image.embed(images)
     prompts = {1: torch.randn(2, 48), 2: torch.randn(3, 2, 48)}
-    tokens = run_blocks(blocks, x, before=append_prompts(prompts, x.shape[1]), taps=[1, 2])
+    tokens = run_blocks(blocks, x, before=append_prompts(prompts, x.shape[1]), layers=[1, 2])
     assert tokens.last.shape[1] == x.shape[1] + 2
     by_hand = run_blocks(blocks[:1], torch.cat([x, prompts[1].expand(3, -1, -1)], 1)).last
-    close(tokens.taps[1], by_hand)
+    close(tokens.hidden_states[1], by_hand)
     front = torch.cat([prompts[2], by_hand[:, :-2]], 1)  # no positions: the place in the sequence is free
-    close(tokens.taps[2][:, :-2], run_blocks(blocks[1:2], front).last[:, 2:])
+    close(tokens.hidden_states[2][:, :-2], run_blocks(blocks[1:2], front).last[:, 2:])
 
 
 def test_learned_words_and_overwritten_prompts_get_gradients_only(backbone):
@@ -215,7 +217,7 @@ def test_fingerprint_tells_weights_apart(backbone):
 
 def test_activation_switch(tiny, tiny_model):
     gelu = Backbone.load(tiny)
-    quick = Backbone.load(tiny, parity=Parity(activation="quick_gelu"))
+    quick = Backbone.load(tiny, numerics=Numerics(activation="quick_gelu"))
     picture = torch.randn(1, 3, 64, 64)
     assert not torch.allclose(gelu.image.encode(picture), quick.image.encode(picture))
     assert type(quick.text.text.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
@@ -246,7 +248,7 @@ def test_quick_gelu_follows_the_weights_tag(monkeypatch):
     Backbone.load("ViT-L-14-336", "openai")
     assert seen["quick_gelu"] is True
     seen.clear()
-    Backbone.load("ViT-L-14-336", "openai", parity=Parity(activation="gelu"))
+    Backbone.load("ViT-L-14-336", "openai", numerics=Numerics(activation="gelu"))
     assert seen["quick_gelu"] is False
 
 

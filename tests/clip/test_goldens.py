@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests_support import DATA, golden
 
-from vlad.clip import Backbone, LocalPath, Parity, append_prompts, overwrite_prompts
+from vlad.clip import AttentionBranch, Backbone, Numerics, append_prompts, overwrite_prompts
 from vlad.clip.image import resize_positions
 
 
@@ -24,9 +24,9 @@ def test_appended_visual_prompts_equal_adaclip(adaclip):
     prompts = {n + 1: adaclip.method[f"clip_model.visual_prompter.static_prompts.{n}"] for n in range(2)}
     x = backbone.image.embed(adaclip.out["in/images"])
     count = x.shape[1]
-    tokens = backbone.image.run(x, taps=[1, 2, 3, 4], before=append_prompts(prompts, count))
+    tokens = backbone.image.run(x, layers=[1, 2, 3, 4], before=append_prompts(prompts, count))
     for n in range(4):
-        adaclip.check(f"nohalf/batch/tokens_{n}", tokens.taps[n + 1][:, :count], rtol=1e-5)
+        adaclip.check(f"nohalf/batch/tokens_{n}", tokens.hidden_states[n + 1][:, :count], rtol=1e-5)
     adaclip.check("nohalf/batch/pooled", backbone.image.project(tokens.last[:, 0]), rtol=1e-5)
 
 
@@ -50,25 +50,25 @@ def test_positions_resized_as_adaclip_does(adaclip):
 
 @torch.no_grad()
 def test_dual_path_equals_anomalyclip(anomalyclip):
-    parity = Parity(position_resize="bilinear", position_antialias=False)
-    tower = Backbone.load(anomalyclip.backbone, parity=parity).image
+    numerics = Numerics(position_resize="bilinear", position_antialias=False)
+    tower = Backbone.load(anomalyclip.backbone, numerics=numerics).image
     depth, dpam = tower.depth, anomalyclip.meta["config"]["dpam"]
     first = depth - dpam + 2
     tokens = tower.run(
         tower.embed(anomalyclip.out["img0.image"]),
-        taps=range(1, depth + 1),
-        local=LocalPath(first=first),
-        local_taps=range(first, depth + 1),
+        layers=range(1, depth + 1),
+        branch=AttentionBranch(first=first),
+        branch_layers=range(first, depth + 1),
     )
     for number in range(1, depth + 1):
         if number < first:
-            anomalyclip.check(f"img0.block{number}.single", tokens.taps[number], rtol=1e-5)
+            anomalyclip.check(f"img0.block{number}.single", tokens.hidden_states[number], rtol=1e-5)
         else:
-            anomalyclip.check(f"img0.block{number}.ori", tokens.taps[number], rtol=1e-5)
-            anomalyclip.check(f"img0.block{number}.vv", tokens.local[number], rtol=1e-5)
+            anomalyclip.check(f"img0.block{number}.ori", tokens.hidden_states[number], rtol=1e-5)
+            anomalyclip.check(f"img0.block{number}.vv", tokens.branch[number], rtol=1e-5)
     anomalyclip.check("img0.cls_feature_raw", tower.project(tokens.last[:, 0], norm=False), rtol=1e-5)
     for layer in anomalyclip.meta["config"]["features"]:
-        patches = tokens.local[layer] if layer >= first else tokens.taps[layer]
+        patches = tokens.branch[layer] if layer >= first else tokens.hidden_states[layer]
         anomalyclip.check(f"img0.patch_feature_raw.layer{layer}", tower.project(patches), rtol=1e-5)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlad.clip.regions import cut, find_regions, put_back, whole
+from vlad.clip.regions import crop_regions, find_regions, full_boxes, paste_maps
 from vlad.clip.similarity import upsample
 
 
@@ -13,7 +13,7 @@ from vlad.clip.similarity import upsample
 def test_the_whole_picture_is_resized_as_pillow_does(source, target):
     values = np.random.default_rng(0).random((source, source), dtype=np.float32)
     expected = np.array(Image.fromarray(values).resize((target, target), Image.Resampling.BICUBIC))
-    found = cut(torch.from_numpy(values)[None, None], whole(1), target)[0, 0]
+    found = crop_regions(torch.from_numpy(values)[None, None], full_boxes(1), target)[0, 0]
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
 
 
@@ -23,18 +23,18 @@ def test_a_region_is_what_pillow_cuts(target):
     box = torch.tensor([[8, 16, 40, 48]]) / 64
     whole_area = (16, 8, 48, 40)  # left, upper, right, lower
     expected = np.array(Image.fromarray(values).resize((target, target), Image.Resampling.BICUBIC, box=whole_area))
-    found = cut(torch.from_numpy(values)[None, None], box, target)[0, 0].numpy()
+    found = crop_regions(torch.from_numpy(values)[None, None], box, target)[0, 0].numpy()
     inner = slice(2, -2)  # Pillow does not look beyond the box, we do
     np.testing.assert_allclose(found[inner, inner], expected[inner, inner], atol=2e-5)
 
 
 def test_maps_go_back_where_they_came_from():
     maps = torch.rand(2, 6, 6)
-    back, cover = put_back(maps, whole(2), 48)
+    back, cover = paste_maps(maps, full_boxes(2), 48)
     torch.testing.assert_close(back, upsample(maps, 48, align_corners=False))
     assert cover.all()
     box = torch.tensor([[0.25, 0.5, 0.5, 0.75], [0.0, 0.0, 1.0, 1.0]])
-    back, cover = put_back(maps, box, 48)
+    back, cover = paste_maps(maps, box, 48)
     torch.testing.assert_close(back[0, 12:24, 24:36], upsample(maps[:1], 12, align_corners=False)[0])
     assert cover[0].sum() == 144
     assert back[0].abs().sum() == pytest.approx(float(back[0, 12:24, 24:36].abs().sum()))
@@ -49,7 +49,7 @@ def test_a_place_is_the_same_in_picture_and_region():
         image[..., row - 2 : row + 3, column - 2 : column + 3] = 1
         low = torch.rand(2, generator=generator) * 0.2
         box = torch.cat([low, low + 0.75])[None]
-        back, _ = put_back(cut(image, box, 96)[:, 0], box, 128)
+        back, _ = paste_maps(crop_regions(image, box, 96)[:, 0], box, 128)
         found = divmod(int(back[0].argmax()), 128)
         assert abs(found[0] - row) <= 2
         assert abs(found[1] - column) <= 2

@@ -55,7 +55,7 @@ def test_mvtec(tmp_path):
     assert frame["has_mask"].all()
     assert (frame["class_name"] == frame["category"]).all()
     assert list(frame["category"].unique()) == ["bottle", "metal_nut"]
-    assert frame["key"].iloc[0] == "test/broken/000"
+    assert frame["image_id"].iloc[0] == "test/broken/000"
 
 
 def test_mvtec_mask_that_is_missing_leaves_the_pixels_unknown(tmp_path):
@@ -134,7 +134,7 @@ def test_missing_folder_and_unknown_layout_say_what_to_do(tmp_path):
 def test_same_stem_twice_gets_different_names(tmp_path):
     write_picture(tmp_path / "bottle" / "test" / "good" / "a.png")
     write_picture(tmp_path / "bottle" / "test" / "good" / "a.jpg")
-    assert sorted(index("mvtec_ad", tmp_path)["key"]) == ["test/good/a.jpg", "test/good/a.png"]
+    assert sorted(index("mvtec_ad", tmp_path)["image_id"]) == ["test/good/a.jpg", "test/good/a.png"]
 
 
 def test_files_are_listed_in_order_and_hidden_ones_are_not(tmp_path):

@@ -44,11 +44,11 @@ def test_files_that_are_wrong(root):
     Image.new("L", (7, 7), 255).save(truth / "001_mask.png")
     Image.new("L", (40, 36)).save(truth / "002_mask.png")
     found = kinds(report(root))
-    assert "000.png (no known image format)" in found["unreadable pictures"].examples[0]
+    assert "000.png (no known image format)" in found["unreadable images"].examples[0]
     assert "is 7x7 pixels, its image 40x36" in found["unreadable masks"].examples[0]
     assert found["masks without an anomalous pixel"].examples == [str(truth / "002_mask.png")]
     (truth / "000_mask.png").unlink()
-    assert kinds(report(root))["anomalous pictures without a mask"].examples == [str(bad / "000.png")]
+    assert kinds(report(root))["anomalous images without a mask"].examples == [str(bad / "000.png")]
 
 
 def test_masks_that_are_not_black_and_white_are_noted(root):
@@ -63,13 +63,13 @@ def test_masks_that_are_not_black_and_white_are_noted(root):
 def test_duplicates(root, tmp_path):
     good = root / "bottle/test/good/000.png"
     shutil.copy(good, root / "bottle/test/good/copy.png")
-    assert not kinds(report(root))["the same picture several times"].serious
+    assert not kinds(report(root))["the same image several times"].serious
     shutil.copy(good, root / "bottle/train/good/leak.png")
-    assert kinds(report(root))["the same picture in different splits"].serious
+    assert kinds(report(root))["the same image in different splits"].serious
     shutil.copy(good, root / "bottle/test/broken/wrong.png")
-    assert kinds(report(root))["the same picture with different labels"].serious
+    assert kinds(report(root))["the same image with different labels"].serious
     (tmp_path / "br/no").mkdir(parents=True)
     write_picture(tmp_path / "br/yes/y.png", seed=123)
     shutil.copy(root / "bottle/train/good/001.png", tmp_path / "br/no/x.png")
     other = index_record(get_record("br35h"), tmp_path / "br")
-    assert kinds(report(root, others=[other]))["pictures that another data set has too"].count == 1
+    assert kinds(report(root, others=[other]))["images that another data set has too"].count == 1

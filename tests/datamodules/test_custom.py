@@ -3,7 +3,7 @@ import json
 import pytest
 from tests_support import write_mask, write_picture
 
-from vlad.datamodules.custom import index_folder, index_pictures, index_table
+from vlad.datamodules.custom import index_folder, index_images, index_table
 from vlad.errors import DataError
 
 
@@ -12,7 +12,7 @@ def test_good_and_bad_without_masks(tmp_path):
         write_picture(tmp_path / "OK" / f"{i}.png")
         write_picture(tmp_path / "ng" / f"{i}.jpg")
     frame = index_folder(tmp_path, class_name="gasket")
-    assert dict(zip(frame["key"], frame["label"], strict=True)) == {
+    assert dict(zip(frame["image_id"], frame["label"], strict=True)) == {
         "OK/0": 0,
         "OK/1": 0,
         "ng/0": 1,
@@ -42,7 +42,7 @@ def test_mvtec_like_folder(tmp_path):
         write_mask(tmp_path / "ground_truth" / kind / "0_mask.png")
     write_picture(tmp_path / "test" / "good" / "0.png")
     frame = index_folder(tmp_path)
-    rows = {row["key"]: row for row in frame.to_dict("records")}
+    rows = {row["image_id"]: row for row in frame.to_dict("records")}
     assert [rows[f"test/{k}/0"]["label"] for k in ("scratch", "hole", "good")] == [1, 1, 0]
     assert rows["test/hole/0"]["mask_path"].endswith("ground_truth/hole/0_mask.png")
     assert rows["train/good/0"]["split"] == "train"
@@ -51,7 +51,7 @@ def test_mvtec_like_folder(tmp_path):
 def test_folder_errors(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         index_folder(tmp_path / "none")
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         index_folder(tmp_path)
     write_picture(tmp_path / "x" / "0.png")
     with pytest.raises(DataError, match=r"does not tell good from bad.*x/0.png.*vlad predict"):
@@ -61,14 +61,14 @@ def test_folder_errors(tmp_path):
 def test_pictures_for_prediction(tmp_path):
     for name in ("a/1.png", "a/b/1.png", "c.jpg", "a/masks/1.png"):
         write_picture(tmp_path / name)
-    assert list(index_pictures(tmp_path)["key"]) == ["a/1", "a/b/1", "c"]
-    assert (index_pictures(tmp_path / "c.jpg", class_name="nut")["class_name"] == "nut").all()
-    both = index_pictures([tmp_path / "a", str(tmp_path / "*.jpg")])
-    assert list(both["key"]) == ["1", "b/1", "c"]
+    assert list(index_images(tmp_path)["image_id"]) == ["a/1", "a/b/1", "c"]
+    assert (index_images(tmp_path / "c.jpg", class_name="nut")["class_name"] == "nut").all()
+    both = index_images([tmp_path / "a", str(tmp_path / "*.jpg")])
+    assert list(both["image_id"]) == ["1", "b/1", "c"]
     assert (both["label"] == -1).all()
     for nothing in (tmp_path / "none", str(tmp_path / "*.bmp")):
         with pytest.raises(DataError, match="nothing is there"):
-            index_pictures(nothing)
+            index_images(nothing)
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_references_are_seeded_and_independent_of_other_categories(mvtec):
     def keys(categories=None, seed=0):
         frame = module(mvtec, test="mvtec_ad", shots=2, seed=seed, categories=categories).references()
         assert ((frame["split"] == "train") & (frame["label"] == 0)).all()
-        return {c: list(g["key"]) for c, g in frame.groupby("category")}
+        return {c: list(g["image_id"]) for c, g in frame.groupby("category")}
 
     everything = keys()
     assert {len(set(k)) for k in everything.values()} == {2}
@@ -130,7 +130,7 @@ def test_few_pictures_are_repeated_to_the_same_number_of_steps(mvtec):
         assert len(data.train_dataloader()) == 3
         counts = frame.groupby(["category", "key"]).size()
         assert counts.max() - counts.min() <= 1
-        return {category: set(group["key"]) for category, group in frame.groupby("category")}
+        return {category: set(group["image_id"]) for category, group in frame.groupby("category")}
 
     assert {len(found) for found in keys(None).values()} == {12}
     assert {len(found) for found in keys(2).values()} == {2}
@@ -149,7 +149,7 @@ def test_unlabelled_pictures_are_not_trained_on(tmp_path):
         write_picture(tmp_path / f"{name}.png")
     (tmp_path / "t.csv").write_text("image_path,label\na.png,good\nb.png,bad\nc.png,\n")
     data = AnomalyDataModule(train=str(tmp_path / "t.csv"), image_size=32, num_workers=0)
-    with pytest.warns(UserWarning, match=r"1 pictures of data.train are not labelled and are left out .*c\.png"):
+    with pytest.warns(UserWarning, match=r"1 images of data.train are not labelled and are left out .*c\.png"):
         data.setup("fit")
     assert data.frames["train"]["label"].tolist() == [0, 1]
 
@@ -219,12 +219,12 @@ def test_protocol_names_what_is_trained_and_tested(mvtec):
 
 def test_leaks_between_training_and_test_are_warned_of(mvtec, tmp_path):
     data = AnomalyDataModule(root=str(mvtec), train="mvtec_ad", test="mvtec_ad", image_size=32)
-    with pytest.warns(UserWarning, match="test and train are the same pictures of mvtec_ad"):
+    with pytest.warns(UserWarning, match="test and train are the same images of mvtec_ad"):
         data.setup("test")
     for place in ("br35h/yes/a.png", "br35h/no/b.png", "brain_mri/yes/a.png", "brain_mri/no/b.png"):
         write_picture(tmp_path / place)
     data = AnomalyDataModule(root=str(tmp_path), train="brain_mri", test="br35h", image_size=32)
-    with pytest.warns(UserWarning, match="201 of the 228 different pictures"):
+    with pytest.warns(UserWarning, match="201 of the 228 different images"):
         data.setup("test")
 
 
@@ -232,7 +232,7 @@ def test_other_categories_of_one_set_are_no_leak(mvtec, recwarn):
     train = [{"name": "mvtec_ad", "categories": ["bottle"]}]
     test = [{"name": "mvtec_ad", "categories": ["metal_nut"]}]
     AnomalyDataModule(root=str(mvtec), train=train, test=test, image_size=32).setup("test")
-    assert not [warning for warning in recwarn if "same pictures" in str(warning.message)]
+    assert not [warning for warning in recwarn if "same images" in str(warning.message)]
 
 
 def test_rendered_set_needs_no_root():

@@ -107,7 +107,7 @@ def test_mask_rules(tmp_path):
 
 
 def test_mosaic_joins_four_pictures_and_masks_of_a_category(dataset, tmp_path):
-    """The parts are known by their content; the label is that of all four, not of the picture replaced."""
+    """The parts are known by their content; the label is that of all four, not of the image replaced."""
     frame = index_record(get_record("mvtec_ad"), write_mvtec(tmp_path / "n", ("bottle", "metal_nut"), count=2))
     frame = frame[frame["split"] == "test"].assign(mosaic=1.0)
     joined, plain = (AnomalyDataset(part, Preprocess(80, MEAN, STD)) for part in (frame, frame.drop(columns="mosaic")))

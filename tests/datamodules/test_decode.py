@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlad.datamodules.custom import index_pictures
+from vlad.datamodules.custom import index_images
 from vlad.datamodules.dataset import AnomalyDataset
-from vlad.datamodules.decode import Crop, load_image, load_mask
+from vlad.datamodules.decode import RowCrop, load_image, load_mask
 from vlad.errors import DataError
 from vlad.types import Preprocess
 
@@ -68,7 +68,7 @@ def test_malformed_tiff_in_true_colour_and_as_published(tmp_path, order):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "LA", "CMYK"])
 def test_modes_and_lying_suffixes(tmp_path, mode):
     picture = Image.fromarray(PIXELS).convert(mode)
-    file = tmp_path / "picture.jpg"
+    file = tmp_path / "image.jpg"
     picture.save(file, format="TIFF" if mode == "CMYK" else "PNG")
     read = load_image(str(file))
     assert (read.mode, read.size) == ("RGB", (10, 12))
@@ -84,11 +84,11 @@ def test_sixteen_bits_keep_their_upper_half(tmp_path):
 def test_bands_cover_the_picture(tmp_path):
     Image.fromarray(PIXELS[:11]).save(tmp_path / "a.png")
     Image.fromarray(PIXELS[:11, :, 0]).save(tmp_path / "m.png")
-    bands = [Crop(k, 3) for k in range(3)]
-    assert [band.rows(11) for band in bands] == [(0, 3), (3, 7), (7, 11)]
-    images = [np.asarray(load_image(str(tmp_path / "a.png"), crop=band)) for band in bands]
+    row_crops = [RowCrop(k, 3) for k in range(3)]
+    assert [row_crop.rows(11) for row_crop in row_crops] == [(0, 3), (3, 7), (7, 11)]
+    images = [np.asarray(load_image(str(tmp_path / "a.png"), crop=row_crop)) for row_crop in row_crops]
     assert np.array_equal(np.concatenate(images), PIXELS[:11])
-    mask = load_mask(str(tmp_path / "m.png"), (10, 4), threshold=99, crop=bands[1])
+    mask = load_mask(str(tmp_path / "m.png"), (10, 4), threshold=99, crop=row_crops[1])
     assert np.array_equal(mask, PIXELS[3:7, :, 0] > 99)
 
 
@@ -136,9 +136,9 @@ def video(tmp_path):
 
 
 def test_frames_of_a_video_are_rows_in_order(video):
-    frame = index_pictures(str(video.parent))
+    frame = index_images(str(video.parent))
     assert frame["frame"].tolist() == [0, 1, 2, 3, 4]
-    assert frame["key"].tolist()[:2] == ["clip_000000", "clip_000001"]
+    assert frame["image_id"].tolist()[:2] == ["clip_000000", "clip_000001"]
     dataset = AnomalyDataset(frame, Preprocess(32, (0, 0, 0), (1, 1, 1)), truth=False)
     for number in (0, 1, 2, 4, 1):  # forward, over one, and back
         assert float(dataset[number]["image"].mean()) == pytest.approx(40 * number / 255, abs=0.02)
@@ -147,4 +147,4 @@ def test_frames_of_a_video_are_rows_in_order(video):
 def test_what_is_no_video(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"cannot read video .*clip\.mp4"):
-        index_pictures(str(tmp_path))
+        index_images(str(tmp_path))

@@ -14,7 +14,7 @@ from tests_support import write_mvtec, write_picture
 from vlad.cli import main
 from vlad.datamodules.catalog import get_record
 from vlad.datamodules.check import check_index
-from vlad.datamodules.custom import index_folder, index_pictures, index_table
+from vlad.datamodules.custom import index_folder, index_images, index_table
 from vlad.datamodules.decode import load_image, load_mask
 from vlad.datamodules.index import index_record
 from vlad.errors import DataError, VladError
@@ -50,7 +50,7 @@ def damaged(data, seed):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_damaged_pictures_are_read_or_named(kind, tmp_path):
-    file, refused = tmp_path / "picture.png", 0
+    file, refused = tmp_path / "image.png", 0
     for seed in range(60):
         file.write_bytes(damaged(encoded(kind), seed))
         for read in (
@@ -174,7 +174,7 @@ def test_links_in_circles_and_to_nowhere(tmp_path):
     os.symlink(root / "gone.png", root / "bottle" / "test" / "good" / "gone.png")
     frame = index_record(get_record("mvtec_ad"), root)
     assert len(frame) == clean
-    assert len(index_pictures(str(root / "bottle" / "test"))) == 6
+    assert len(index_images(str(root / "bottle" / "test"))) == 6
     assert len(index_folder(root / "bottle")) == 9
 
 
@@ -184,7 +184,7 @@ def test_check_reports_every_damaged_file_and_goes_on(tmp_path):
         file.write_bytes(damaged(encoded("PNG"), 4 * seed))
     report = check_index(index_record(get_record("mvtec_ad"), root))
     texts = " ".join(finding.kind for finding in report.findings)
-    assert "unreadable pictures" in texts
+    assert "unreadable images" in texts
     assert "unreadable masks" in texts
     json.dumps(report.as_json())
 

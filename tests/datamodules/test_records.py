@@ -1,4 +1,4 @@
-"""Every record and layout, on a little tree of each: which pictures, in which split, with which label and mask."""
+"""Every record and layout, on a little tree of each: which images, in which split, with which label and mask."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_layout(name, number, tmp_path):
     seen = {}
     for row in frame.to_dict("records"):
         path = Path(row["image_path"]).relative_to(tmp_path).as_posix()
-        path += f"#{row['band'].split('/')[0]}" if row["band"] else ""
+        path += f"#{row['row_crop'].split('/')[0]}" if row["row_crop"] else ""
         mask = Path(row["mask_path"]).relative_to(tmp_path).as_posix() if row["mask_path"] else ""
         seen[path] = (row["category"], row["split"], row["label"], mask)
     expected = {path: row for path, row in tree.items() if isinstance(row, tuple)}
@@ -43,7 +43,7 @@ def test_layout(name, number, tmp_path):
         seen = {path: (row[0], None, *row[2:]) for path, row in seen.items()}
     clean = {path: (*row[:3], row[3].rstrip("/")) for path, row in expected.items()}
     assert seen == clean
-    assert frame["key"].is_unique or len(set(zip(frame["category"], frame["key"], strict=True))) == len(frame)
+    assert frame["image_id"].is_unique or len(set(zip(frame["category"], frame["image_id"], strict=True))) == len(frame)
     assert not set(frame["category"]) - set(record.categories)
 
 

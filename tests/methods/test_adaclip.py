@@ -53,12 +53,12 @@ def test_outputs(run, kind, tmp_path):
     for n, name in enumerate(run.meta["class_names"]):
         image, at = run.out["in/images"][n : n + 1], f"{kind}/img{n}"
         margins, whole = method.compare(image, [name], labels=run.out.get(f"{at}/hsf_labels"))
-        raw_map = upsample(to_grid(margins.mean(0)), image.shape[-1], align_corners=True).sigmoid()
-        run.check(f"{at}/anomaly_map", raw_map)
+        unsmoothed_map = upsample(to_grid(margins.mean(0)), image.shape[-1], align_corners=True).sigmoid()
+        run.check(f"{at}/anomaly_map", unsmoothed_map)
         run.check(f"{at}/image_score", whole.sigmoid())
         if kind == "official":
             continue
-        run.check(f"{at}/anomaly_map_smooth", method.smooth(raw_map))
+        run.check(f"{at}/anomaly_map_smooth", method.smooth(unsmoothed_map))
         tokens, pooled, feature = method.encode_image(image)
         run.check(f"{at}/tokens_0", tokens[0])
         run.check(f"{at}/tokens_3", tokens[3])
@@ -163,7 +163,7 @@ def test_batch_equals_single_images(run, tmp_path):
     together = method.score(images, names)
     for i in range(8):
         alone = method.score(images[i : i + 1], names[i : i + 1])
-        torch.testing.assert_close(alone.raw_map[0], together.raw_map[i], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(alone.unsmoothed_map[0], together.unsmoothed_map[i], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(alone.image_score[0], together.image_score[i], rtol=1e-5, atol=1e-6)
 
 
@@ -185,7 +185,7 @@ def test_every_combination_runs_and_trains_what_it_has(tiny, prompt_type, branch
     with torch.no_grad():
         together = method.eval().score(batch["image"], batch["class_name"])
         alone = method.score(batch["image"][1:2], batch["class_name"][1:2])
-    torch.testing.assert_close(alone.raw_map[0], together.raw_map[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.unsmoothed_map[0], together.unsmoothed_map[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(alone.image_score[0], together.image_score[1], rtol=1e-4, atol=1e-5)
 
 
@@ -216,10 +216,10 @@ def test_static_text_is_encoded_once_until_the_prompts_change(tiny, monkeypatch)
     with torch.no_grad():
         first = method.score(batch["image"], batch["class_name"])
         count = len(calls)
-        assert torch.equal(method.score(batch["image"], batch["class_name"]).raw_map, first.raw_map)
+        assert torch.equal(method.score(batch["image"], batch["class_name"]).unsmoothed_map, first.unsmoothed_map)
         assert len(calls) == count
         method.text_static["block_2"].add_(0.5)
-        assert not torch.equal(method.score(batch["image"], batch["class_name"]).raw_map, first.raw_map)
+        assert not torch.equal(method.score(batch["image"], batch["class_name"]).unsmoothed_map, first.unsmoothed_map)
 
 
 def test_plain_pass_of_a_training_picture_is_run_once(tiny, monkeypatch):
@@ -232,7 +232,7 @@ def test_plain_pass_of_a_training_picture_is_run_once(tiny, monkeypatch):
     second = {name: float(term) for name, term in method.loss(batch).items()}
     assert calls == [3]
     assert first == pytest.approx(second, rel=1e-5)
-    batch["image"] = batch["image"].flip(-1)  # an augmented picture is another one
+    batch["image"] = batch["image"].flip(-1)  # an augmented image is another one
     method.loss(batch)
     assert calls == [3, 3]
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from tests_support import SMALL, write_picture
 
 import vlad
-from vlad.clip.regions import whole
+from vlad.clip.regions import full_boxes
 from vlad.datamodules import AnomalyDataModule
 from vlad.errors import DataError, MethodError
 from vlad.methods.clip_ada import CLIPADA
@@ -140,7 +140,7 @@ def test_every_batch_is_painted_anew(tiny, mvtec):
 
 
 def limits(tiny):
-    """About the range of normalised pictures; noise beyond it is cut off before something is painted."""
+    """About the range of normalised images; noise beyond it is cut off before something is painted."""
     method = build(tiny)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (method.backbone.mean, method.backbone.std))
     return (0 - mean) / std, (1 - mean) / std
@@ -192,11 +192,11 @@ def test_balanced_loss_counts_the_hardest_normal_pixels():
 
 def test_a_box_of_the_whole_picture_leaves_the_map_unchanged(tiny, batch, monkeypatch):
     method = build(tiny).eval()
-    boxes = whole(2)
+    boxes = full_boxes(2)
     monkeypatch.setattr("vlad.methods.refinement.find_regions", lambda *_, **__: (torch.arange(2), boxes))
     with torch.no_grad():
         prediction = method.score(batch["image"], ["a", "b"])
-    torch.testing.assert_close(prediction.raw_map, prediction.unrefined.raw_map, atol=1e-6, rtol=0)
+    torch.testing.assert_close(prediction.unsmoothed_map, prediction.unrefined.unsmoothed_map, atol=1e-6, rtol=0)
     torch.testing.assert_close(prediction.image_score, prediction.unrefined.image_score, atol=1e-6, rtol=0)
 
 
@@ -230,9 +230,9 @@ def test_the_decoder_begins_as_the_identity(tiny, batch):
     method = build(tiny, refinement="head").eval()
     with torch.no_grad():
         prediction = method.score(batch["image"], ["a", "b"])
-        assert torch.equal(prediction.raw_map, prediction.unrefined.raw_map)
+        assert torch.equal(prediction.unsmoothed_map, prediction.unrefined.unsmoothed_map)
         method.refinement.last.bias.add_(1.0)
-        assert not torch.equal(method.score(batch["image"], ["a", "b"]).raw_map, prediction.raw_map)
+        assert not torch.equal(method.score(batch["image"], ["a", "b"]).unsmoothed_map, prediction.unsmoothed_map)
 
 
 def test_without_refinement_there_is_one_map(tiny, batch):
@@ -269,7 +269,7 @@ def test_anomalous_pictures_are_left_out_of_training(tiny, mvtec):
     assert set(data.frames["train"]["split"]) == {"train"}
     mixed = AnomalyDataModule(root=str(mvtec), train={"name": "mvtec_ad", "split": "all"}, num_workers=0)
     mixed.trainer = method.trainer
-    with pytest.warns(UserWarning, match="6 pictures of data.train are not normal and are left out"):
+    with pytest.warns(UserWarning, match="6 images of data.train are not normal and are left out"):
         mixed.setup("fit")
     assert set(mixed.frames["train"]["label"]) == {0}
     bad = AnomalyDataModule(root=str(mvtec), train={"name": "mvtec_ad", "split": "test"}, num_workers=0)
@@ -299,8 +299,8 @@ def test_another_refinement_can_be_dropped_in(tiny, batch, monkeypatch):
     monkeypatch.setitem(REFINEMENTS, "shift", Shift)
     with torch.no_grad():
         prediction = build(tiny, refinement="shift", margin=2.0).eval().score(batch["image"], ["a", "b"])
-    expected = (prediction.unrefined.raw_map.logit() + 2).sigmoid()
-    torch.testing.assert_close(prediction.raw_map, expected, atol=1e-4, rtol=0)
+    expected = (prediction.unrefined.unsmoothed_map.logit() + 2).sigmoid()
+    torch.testing.assert_close(prediction.unsmoothed_map, expected, atol=1e-4, rtol=0)
 
 
 def test_a_checkpoint_comes_back(tiny, tmp_path, batch):
@@ -322,8 +322,8 @@ def test_a_checkpoint_comes_back(tiny, tmp_path, batch):
         ({"full_size": 32}, "full_size must be at least image_size"),
         ({"length": 0}, "length must be from 1 to 75, got 0"),
         ({"length": 75, "words": "anomaly"}, "length must be from 1 to 74"),
-        ({"min_side": 0.0}, "shares"),
-        ({"threshold": 1.5}, "shares"),
+        ({"min_side": 0.0}, "overlaps"),
+        ({"threshold": 1.5}, "overlaps"),
         ({"refinement": "zom"}, "no refinement is named 'zom'; did you mean zoom"),
         ({"recipe": "perlim"}, "no recipe is named 'perlim'; did you mean perlin"),
         ({"pixel_loss": "bcee"}, "no pixel_loss is named 'bcee'; did you mean bce"),

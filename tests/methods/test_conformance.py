@@ -18,8 +18,8 @@ def test_a_method_that_breaks_the_rules_is_caught(tiny):
     from vlad.methods.sdp import SDP
 
     class MixesTheBatch(SDP):
-        def smooth(self, raw_map):
-            return super().smooth(raw_map) - raw_map.mean()
+        def smooth(self, unsmoothed_map):
+            return super().smooth(unsmoothed_map) - unsmoothed_map.mean()
 
     with pytest.raises(AssertionError, match="MixesTheBatch: check_batch_independence"):
         check_method(MixesTheBatch, backbone=tiny, pretrained=None, image_size=64, layers=[2, 4])

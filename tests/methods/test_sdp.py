@@ -67,17 +67,17 @@ def test_tokens(clip_ad, sdp):
 def test_sdp_maps_and_scores(clip_ad, sdp):
     out = clip_ad.out
     prediction = sdp.score(out["in/image"], clip_ad.meta["class_per_image"])
-    clip_ad.check("map/sdp_before_smoothing", prediction.raw_map)
+    clip_ad.check("map/sdp_before_smoothing", prediction.unsmoothed_map)
     clip_ad.check("out/sdp/map", prediction.anomaly_map)
-    clip_ad.check("out/sdp/score_text", prediction.image_terms[:, 0])
-    clip_ad.check("out/sdp/score_max", prediction.image_terms[:, 1])
+    clip_ad.check("out/sdp/score_text", prediction.score_components[:, 0])
+    clip_ad.check("out/sdp/score_max", prediction.score_components[:, 1])
 
 
 @pytest.mark.parametrize("name", ["sdp", "sdp_plus"])
 def test_fused_score(clip_ad, name, request):
     method = request.getfixturevalue(name)
     method.image_fusion = "minmax"
-    terms = method.score(clip_ad.out["in/image"], clip_ad.meta["class_per_image"]).image_terms
+    terms = method.score(clip_ad.out["in/image"], clip_ad.meta["class_per_image"]).score_components
     names = clip_ad.meta["class_per_image"]
     fused = torch.cat([method.fuse_scores(terms[[n == c for n in names]]) for c in dict.fromkeys(names)])
     clip_ad.check(f"out/{name}/score_fused", fused)
@@ -89,8 +89,8 @@ def test_sdp_plus_maps_and_scores(clip_ad, sdp_plus):
     out = clip_ad.out
     prediction = sdp_plus.score(out["in/image"], clip_ad.meta["class_per_image"])
     clip_ad.check("out/sdp_plus/map", prediction.anomaly_map)
-    clip_ad.check("out/sdp_plus/score_text", prediction.image_terms[:, 0])
-    clip_ad.check("out/sdp_plus/score_max", prediction.image_terms[:, 1])
+    clip_ad.check("out/sdp_plus/score_text", prediction.score_components[:, 0])
+    clip_ad.check("out/sdp_plus/score_max", prediction.score_components[:, 1])
     ordinary, _ = sdp_plus.encode(out["in/image"])
     margins = sdp_plus.margins(ordinary, sdp_plus.texts(clip_ad.meta["class_per_image"]))
     for layer, margin in zip(sdp_plus.layers, margins, strict=True):

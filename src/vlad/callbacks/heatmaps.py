@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from vlad.callbacks.panel import Panel, draw_panel, draw_sheet
-from vlad.datamodules.decode import Crop, load_image, load_mask
-from vlad.files import write_json, write_whole
+from vlad.callbacks.panel import Panel, draw_contact_sheet, draw_panel
+from vlad.datamodules.decode import RowCrop, load_image, load_mask
+from vlad.files import write_atomic, write_json
 from vlad.metrics.evaluation import gather_objects, own_samples
 from vlad.types import Batch, Prediction
 
-__all__ = ["HeatMaps", "choose_for_sheet"]
+__all__ = ["HeatMaps", "choose_for_contact_sheet"]
 
 
-def choose_for_sheet(drawn: Sequence[tuple[tuple[str, str], str, int, float]], limit: int = 24) -> list[str]:
+def choose_for_contact_sheet(drawn: Sequence[tuple[tuple[str, str], str, int, float]], limit: int = 24) -> list[str]:
     """Chooses what stands for a run, without picking cherries.
 
     Args:
@@ -35,8 +35,8 @@ def choose_for_sheet(drawn: Sequence[tuple[tuple[str, str], str, int, float]], l
         limit: At most this many.
 
     Returns:
-        Of each category the anomalous and the normal picture of middle score; where nothing is known, the
-        pictures of highest score.
+        Of each category the anomalous and the normal image of middle score; where nothing is known, the
+        images of highest score.
     """
     chosen = []
     for category in dict.fromkeys(row[0] for row in drawn):
@@ -51,7 +51,7 @@ def choose_for_sheet(drawn: Sequence[tuple[tuple[str, str], str, int, float]], l
 class HeatMaps(Callback):
     """Heat maps of a test or prediction run, under ``heatmaps/`` in the run folder, and a sheet of some of them.
 
-    The colours mean the same score in every picture of the run, so they can only be chosen at its end: until
+    The colours mean the same score in every image of the run, so they can only be chosen at its end: until
     then the maps wait, small, in a temporary file, and memory does not grow with the data set.
     """
 
@@ -94,9 +94,9 @@ class HeatMaps(Callback):
                 continue
             row: dict[str, Any] = {"path": path, "shape": maps[i].shape, "score": float(prediction.image_score[i])}
             row["category"] = category
-            row["name"] = "/".join(dict.fromkeys((*category, batch["key"][i])))
+            row["name"] = "/".join(dict.fromkeys((*category, batch["image_id"][i])))
             row["offset"] = self._file.tell()
-            row |= {"band": batch["band"][i], "frame": int(batch["frame"][i]), "reader": batch["reader"][i]}
+            row |= {"row_crop": batch["row_crop"][i], "frame": int(batch["frame"][i]), "reader": batch["reader"][i]}
             if "label" in batch:
                 row |= {"label": int(batch["label"][i]), "mask_path": batch["mask_path"][i]}
                 row["mask_threshold"] = int(batch["mask_threshold"][i])
@@ -128,26 +128,26 @@ class HeatMaps(Callback):
         drawn = [(row["category"], row["name"], row.get("label", -1), row["score"]) for row in self._rows]
         drawn = [row for part in gather_objects(drawn) for row in part]  # by now every rank has drawn
         if trainer.is_global_zero:
-            panels = [Image.open(target / f"{name}.png") for name in choose_for_sheet(drawn)]
+            panels = [Image.open(target / f"{name}.png") for name in choose_for_contact_sheet(drawn)]
             if panels:
-                sheet = draw_sheet(panels)
-                write_whole(target / "sheet.png", lambda partial: sheet.save(partial, format="PNG"))
+                sheet = draw_contact_sheet(panels)
+                write_atomic(target / "contact_sheet.png", lambda partial: sheet.save(partial, format="PNG"))
             write_json(target / "scale.json", {"low": low, "high": high})
         self._reset()
 
     def _draw(self, row: dict[str, Any], values: np.ndarray, low: float, high: float, path: Path) -> None:
-        crop = Crop.parse(row["band"])
+        crop = RowCrop.parse(row["row_crop"])
         image = load_image(row["path"], crop=crop, frame=row["frame"], reader=row["reader"])
-        verdict, mask = f"image score {row['score']:.4g}, map max {values[-1].max():.4g}", None
+        caption, mask = f"image score {row['score']:.4g}, map max {values[-1].max():.4g}", None
         if "label" in row:
-            verdict += f", label {['normal', 'anomalous', 'unknown'][row['label']]}"
+            caption += f", label {['normal', 'anomalous', 'unknown'][row['label']]}"
             if row["mask_path"]:
                 mask = load_mask(row["mask_path"], image.size, threshold=row["mask_threshold"], crop=crop)
             elif row["has_mask"]:
                 mask = np.zeros((image.height, image.width), dtype=bool)
-        panel = Panel(row["name"], verdict, image, values[-1], mask, values[0] if len(values) > 1 else None)
+        panel = Panel(row["name"], caption, image, values[-1], mask, values[0] if len(values) > 1 else None)
         picture = draw_panel(panel, low, high, height=self.height)
-        write_whole(path, lambda partial: picture.save(partial, format="PNG", compress_level=1))
+        write_atomic(path, lambda partial: picture.save(partial, format="PNG", compress_level=1))
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts a fresh run."""

@@ -1,4 +1,4 @@
-"""One picture per image: original | anomaly map | mask | overlay, with its score and a colour bar."""
+"""One image per image: original | anomaly map | mask | overlay, with its score and a colour bar."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["Panel", "colorize", "draw_panel", "draw_sheet"]
+__all__ = ["Panel", "colorize", "draw_contact_sheet", "draw_panel"]
 
 # A dark-to-light scale that also reads in grey and with colour-blind eyes (black, purple, red, orange, yellow).
 _ANCHORS = np.array(
@@ -39,15 +39,15 @@ class Panel:
 
     Attributes:
         title: First line of text: which image.
-        verdict: Second line: score and label.
-        image: The picture, RGB.
+        caption: Second line: score and label.
+        image: The image, RGB.
         anomaly_map: Its map (H, W), any size.
         mask: Ground truth (H, W), bool, or None where it is not known.
         unrefined: The map before a refinement (H, W), or None where there was none.
     """
 
     title: str
-    verdict: str
+    caption: str
     image: Image.Image
     anomaly_map: np.ndarray
     mask: np.ndarray | None = None
@@ -80,10 +80,10 @@ def draw_panel(panel: Panel, low: float, high: float, *, height: int = 256) -> I
         panel: What to show.
         low: Score that gets the darkest colour; the same for all panels of a run.
         high: Score that gets the lightest colour.
-        height: Height of a tile in pixels; its width follows the picture's proportions.
+        height: Height of a tile in pixels; its width follows the image's proportions.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
     aspect = panel.image.width / panel.image.height
     size = (round(height * min(max(aspect, 1 / 3), 3)), height)
@@ -118,7 +118,7 @@ def _compose(
     canvas = Image.new("RGB", (width, head + size[1] + foot), _PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((gap, 4), _fit(panel.title, font, width - 2 * gap), _INK, font)
-    draw.text((gap, 21), _fit(panel.verdict, font, width - 2 * gap), _INK, font)
+    draw.text((gap, 21), _fit(panel.caption, font, width - 2 * gap), _INK, font)
     for position, (name, tile) in enumerate(tiles):
         x = gap + position * (size[0] + gap)
         canvas.paste(Image.fromarray(tile), (x, head))
@@ -131,7 +131,7 @@ def _compose(
     return canvas
 
 
-def draw_sheet(panels: Sequence[Image.Image], *, columns: int = 2, width: int = 640) -> Image.Image:
+def draw_contact_sheet(panels: Sequence[Image.Image], *, columns: int = 2, width: int = 640) -> Image.Image:
     """Puts panels on one sheet, row by row.
 
     Args:
@@ -140,7 +140,7 @@ def draw_sheet(panels: Sequence[Image.Image], *, columns: int = 2, width: int = 
         width: Width of a column in pixels; panels are shrunk to it.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
     small = []
     for panel in panels:

@@ -150,12 +150,12 @@ class Results(Callback):
         """Keeps a batch's scores."""
         maximum = outputs.anomaly_map.amax((1, 2)).tolist()
         for i, path in enumerate(batch["path"]):
-            row: dict[str, Any] = {"path": path, "key": batch["key"][i], "class_name": batch["class_name"][i]}
+            row: dict[str, Any] = {"path": path, "image_id": batch["image_id"][i], "class_name": batch["class_name"][i]}
             row |= {"image_score": float(outputs.image_score[i]), "map_max": maximum[i]}
             self._rows.append({**row, "index": int(batch["index"][i])})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes ``predictions.csv`` and prints the most anomalous pictures."""
+        """Writes ``predictions.csv`` and prints the most anomalous images."""
         import pandas as pd
 
         folder = trainer.log_dir  # a collective call: on every rank
@@ -165,7 +165,7 @@ class Results(Callback):
         table = pd.DataFrame([rows[index] for index in sorted(rows)]).drop(columns="index")
         file = write_text(Path(folder) / "predictions.csv", table.to_csv(index=False))
         top = table.sort_values("image_score", ascending=False).head(5)
-        print(f"\n{len(table)} pictures scored; the most anomalous:")
+        print(f"\n{len(table)} images scored; the most anomalous:")
         for row in top.to_dict("records"):
             print(f"  {row['image_score']:.4f}  {row['path']}")
         print(f"\nscores: {file}\nrun folder: {folder}", flush=True)

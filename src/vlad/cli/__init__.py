@@ -13,7 +13,7 @@ VERBS = {
     "fit": ("train a method on auxiliary data", "vlad.cli.lightning:run"),
     "validate": ("evaluate on the validation data", "vlad.cli.lightning:run"),
     "test": ("evaluate on test data: table, scores, heat maps", "vlad.cli.lightning:run"),
-    "predict": ("score your own pictures: CSV and heat maps", "vlad.cli.lightning:run"),
+    "predict": ("score your own images: CSV and heat maps", "vlad.cli.lightning:run"),
     "methods": ("list the installed methods", "vlad.cli.listing:methods"),
     "export-weights": ("write what a run has trained as safetensors", "vlad.cli.listing:export"),
     "data": ("list, get, check and index data sets", "vlad.cli.data:run"),
@@ -25,7 +25,7 @@ USAGE = """usage: vlad VERB [options]      (vlad VERB --help says more)
 {verbs}
 
 examples:
-  vlad predict photos/ --model sdp                       score a folder of pictures, no training, no labels
+  vlad predict photos/ --model sdp                       score a folder of images, no training, no labels
   vlad test --model sdp --data.root data --data.test mvtec_ad
   vlad fit --config experiments/clip_ad/sdp_plus.yaml
 

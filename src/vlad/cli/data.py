@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
     checking.add_argument("name", help="a data set of the catalogue, a record (.toml), folder, or table")
     checking.add_argument("root", help="its folder, or the file of a table")
     checking.add_argument("--against", action="append", default=[], metavar="NAME=ROOT", help="look for the same "
-                          "pictures in another data set")  # fmt: skip
+                          "images in another data set")  # fmt: skip
     checking.add_argument("--json", action="store_true", help="print JSON")
     indexing = verb("index", "write the index of a folder, table or data set", _index)
     indexing.add_argument("root", help="folder, table, or meta.json")
@@ -76,7 +76,7 @@ def _info(options: argparse.Namespace) -> int:
     print(f"  truth       {' and '.join(record.levels)}")
     for split, counts in record.expected.items():
         print(f"  {split:<11} " + ", ".join(f"{number} {kind}" for kind, number in counts.items()))
-    for other, text in record.shares.items():
+    for other, text in record.overlaps.items():
         print(f"  beware      {other}: {text}")
     for layout in record.layouts:
         print(f"  layout      {layout.name}: {layout.wanted}")
@@ -156,13 +156,13 @@ def _check(options: argparse.Namespace) -> int:
             print(f"  {example}")
         if finding.count > len(finding.examples):
             print("  …")
-    print(f"\n{len(frame)} pictures: {'sound' if report.sound else 'something is wrong'}")
+    print(f"\n{len(frame)} images: {'sound' if report.sound else 'something is wrong'}")
     return 0 if report.sound else 1
 
 
 def _index(options: argparse.Namespace) -> int:
     from vlad.datamodules.meta import to_meta
-    from vlad.files import write_json, write_text, write_whole
+    from vlad.files import write_atomic, write_json, write_text
 
     output = Path(options.output)
     frame, _ = _index_of(options.name or "", Path(options.root))
@@ -174,10 +174,10 @@ def _index(options: argparse.Namespace) -> int:
         write_text(output, frame.to_json(orient="records", lines=True))
     elif output.suffix == ".parquet":
         try:
-            write_whole(output, lambda partial: frame.to_parquet(partial, index=False))
+            write_atomic(output, lambda partial: frame.to_parquet(partial, index=False))
         except ImportError as error:
             raise DataError("writing parquet needs pyarrow; pip install 'vlad[parquet]'") from error
     else:
         raise DataError(f"{output}: give a file ending in .csv, .jsonl or .parquet, or meta.json")
-    print(f"{len(frame)} pictures in {output}")
+    print(f"{len(frame)} images in {output}")
     return 0

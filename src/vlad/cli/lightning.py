@@ -45,7 +45,7 @@ class VladParser(LightningArgumentParser):
     family: ClassVar[list[LightningArgumentParser]] = []
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Ends the program with status 2 and one line that names the key and the mend."""
+        """Ends the program with status 2 and one line that names the key and the fix."""
         if os.environ.get("VLAD_DEBUG") and ex is not None:
             raise ex
         print(f"vlad: {short_error(message, _known_options(self.family))}", file=sys.stderr)

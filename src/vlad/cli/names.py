@@ -81,7 +81,7 @@ def _settings_last(arguments: list[str]) -> list[str]:
 
 
 def expand_arguments(arguments: list[str]) -> list[str]:
-    """Rewrites a command line: method names, the order of a method's settings, pictures after ``predict``."""
+    """Rewrites a command line: method names, the order of a method's settings, images after ``predict``."""
     expanded = list(arguments)
     for position, argument in enumerate(expanded):
         name, equals, value = argument.partition("=")

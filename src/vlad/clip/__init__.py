@@ -1,16 +1,17 @@
 """The shared core: CLIP patch-text similarity. Knows nothing of methods or data."""
 
-from vlad.clip.backbone import Backbone, Parity
-from vlad.clip.blocks import LocalPath, Tokens, run_blocks
+from vlad.clip.backbone import Backbone
+from vlad.clip.blocks import AttentionBranch, Tokens, run_blocks
 from vlad.clip.image import ImageTower
+from vlad.clip.numerics import Numerics
 from vlad.clip.prompt_tokens import append_prompts, overwrite_prompts
 from vlad.clip.text import TextTower
 
 __all__ = [
+    "AttentionBranch",
     "Backbone",
     "ImageTower",
-    "LocalPath",
-    "Parity",
+    "Numerics",
     "TextTower",
     "Tokens",
     "append_prompts",

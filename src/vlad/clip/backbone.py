@@ -1,39 +1,22 @@
-"""Which CLIP: by open_clip name and tag, hub id or local folder; frozen, with parity switches."""
+"""Which CLIP: by open_clip name and tag, hub id or local folder; frozen, with switches for the numerics."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from vlad.clip.image import ImageTower
+from vlad.clip.numerics import Numerics
 from vlad.clip.text import TextTower
 from vlad.errors import BackboneError, nearest
 
-__all__ = ["Backbone", "Parity"]
-
-
-@dataclass(frozen=True)
-class Parity:
-    """The ways in which published detectors drive CLIP differently; each changes the numbers.
-
-    Attributes:
-        activation: ``"pretrained"`` uses the activation the weights were trained with. ``"gelu"`` and
-            ``"quick_gelu"`` force one: AdaCLIP and APRIL-GAN run OpenAI's QuickGELU weights with GELU.
-        position_resize: Interpolation of the position embedding at other image sizes.
-        position_antialias: Whether that interpolation is antialiased (open_clip from 2.20 on: yes; AdaCLIP
-            and AnomalyCLIP: no).
-    """
-
-    activation: Literal["pretrained", "gelu", "quick_gelu"] = "pretrained"
-    position_resize: Literal["bicubic", "bilinear"] = "bicubic"
-    position_antialias: bool = True
+__all__ = ["Backbone"]
 
 
 class Backbone(nn.Module):
@@ -53,7 +36,7 @@ class Backbone(nn.Module):
         model: Any,
         tokenizer: Any,
         *,
-        parity: Parity | None = None,
+        numerics: Numerics | None = None,
         name: str = "",
         pretrained: str | None = None,
         text: bool = True,
@@ -69,7 +52,7 @@ class Backbone(nn.Module):
         preprocess = getattr(model.visual, "preprocess_cfg", {})
         self.mean = tuple(preprocess.get("mean", _OPENAI_MEAN))
         self.std = tuple(preprocess.get("std", _OPENAI_STD))
-        self.image = ImageTower(model.visual, parity or Parity())
+        self.image = ImageTower(model.visual, numerics or Numerics())
         self.text = TextTower(model.text, tokenizer) if text else None
         self.requires_grad_(False)
         self.eval()
@@ -92,7 +75,7 @@ class Backbone(nn.Module):
         name: str,
         pretrained: str | None = None,
         *,
-        parity: Parity | None = None,
+        numerics: Numerics | None = None,
         text: bool = True,
     ) -> Backbone:
         """Loads a CLIP through open_clip.
@@ -100,16 +83,16 @@ class Backbone(nn.Module):
         Args:
             name: An open_clip model name (``ViT-B-16-plus-240``), ``hf-hub:org/repo``,
                 ``local-dir:folder`` with ``open_clip_config.json`` and the weights beside it, or ``vlad-tiny``,
-                the small CLIP that comes with vlad (96 px; for trials and tests, not for real pictures).
+                the small CLIP that comes with vlad (96 px; for trials and tests, not for real images).
             pretrained: open_clip weights tag (``laion400m_e31``) or file, for plain names; None gives random
                 weights.
-            parity: How the model is driven; defaults to open_clip's own way.
+            numerics: How the model is driven; defaults to open_clip's own way.
             text: Whether the text tower is kept.
 
         Raises:
             BackboneError: Unknown name or tag, failed download, missing folder, or an unsupported tower.
         """
-        parity = parity or Parity()
+        numerics = numerics or Numerics()
         import open_clip
 
         asked_for = name
@@ -126,8 +109,8 @@ class Backbone(nn.Module):
             if pretrained not in tags:
                 raise BackboneError(f"'{name}' has no weights '{pretrained}'; {nearest(pretrained, tags)}")
         overrides: dict[str, Any] = {}
-        if parity.activation != "pretrained":
-            overrides["quick_gelu"] = parity.activation == "quick_gelu"
+        if numerics.activation != "pretrained":
+            overrides["quick_gelu"] = numerics.activation == "quick_gelu"
         elif not schema and pretrained:
             tag = open_clip.get_pretrained_cfg(name, pretrained) or {}
             if tag.get("quick_gelu", False):
@@ -154,7 +137,7 @@ class Backbone(nn.Module):
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
         kept = None if schema else pretrained
-        return cls(model, tokenizer, parity=parity, name=asked_for, pretrained=kept, text=text)
+        return cls(model, tokenizer, numerics=numerics, name=asked_for, pretrained=kept, text=text)
 
 
 _TINY = Path(__file__).parent / "vlad_tiny"

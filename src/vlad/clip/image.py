@@ -14,7 +14,7 @@ from vlad.errors import BackboneError
 if TYPE_CHECKING:
     from open_clip.transformer import VisionTransformer
 
-    from vlad.clip.backbone import Parity
+    from vlad.clip.numerics import Numerics
 
 __all__ = ["ImageTower", "resize_positions"]
 
@@ -50,10 +50,10 @@ class ImageTower(nn.Module):
         native_size: Image side the weights were made for.
     """
 
-    def __init__(self, visual: VisionTransformer, parity: Parity) -> None:
+    def __init__(self, visual: VisionTransformer, numerics: Numerics) -> None:
         super().__init__()
         self.visual = visual
-        self.parity = parity
+        self.numerics = numerics
         self.depth = len(visual.transformer.resblocks)
         self.width = int(visual.conv1.out_channels)
         self.embed_dim = int(visual.proj.shape[1])
@@ -96,7 +96,7 @@ class ImageTower(nn.Module):
         own = self.visual.positional_embedding
         found = self._positions.get(grid)
         if found is None or (found.device, found.dtype) != (own.device, own.dtype):
-            resize, antialias = self.parity.position_resize, self.parity.position_antialias
+            resize, antialias = self.numerics.position_resize, self.numerics.position_antialias
             found = self._positions[grid] = resize_positions(own, grid, mode=resize, antialias=antialias)
         return found
 

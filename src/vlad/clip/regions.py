@@ -1,8 +1,8 @@
-"""Regions of a picture: cut out at the tower's size, and their maps put back where they came from.
+"""Regions of an image: cut out at the tower's size, and their maps put back where they came from.
 
-A box is (top, left, bottom, right) as shares of the picture's side. Cutting and putting back are products with
+A box is (top, left, bottom, right) as shares of the image's side. Cutting and putting back are products with
 matrices made of the same numbers, so that they agree to a fraction of a pixel, run on any device for many boxes at
-once, and the box (0, 0, 1, 1) is the whole picture and nothing special.
+once, and the box (0, 0, 1, 1) is the whole image and nothing special.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["cut", "find_regions", "put_back", "whole"]
+__all__ = ["crop_regions", "find_regions", "full_boxes", "paste_maps"]
 
 
-def whole(count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns boxes that are the whole picture (count, 4)."""
+def full_boxes(count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Returns boxes that are the whole image (count, 4)."""
     return torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(count, 4)
 
 
@@ -37,11 +37,11 @@ def _cutting(low: Tensor, high: Tensor, source: int, target: int) -> Tensor:
     return weight / weight.sum(-1, keepdim=True)
 
 
-def cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+def crop_regions(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Cuts regions out, resized with Pillow's bicubic filter.
 
     Args:
-        images: Pictures (n, C, S, S), one for each box.
+        images: Images (n, C, S, S), one for each box.
         boxes: Regions (n, 4), at least a pixel high and wide.
         size: Side wanted, in pixels.
 
@@ -65,13 +65,13 @@ def _putting(low: Tensor, high: Tensor, source: int, target: int) -> Tensor:
     return weight * inside[..., None]
 
 
-def put_back(maps: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Enlarges maps of regions bilinearly into their place in the picture.
+def paste_maps(maps: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Enlarges maps of regions bilinearly into their place in the image.
 
     Args:
         maps: Maps on the patch grid (n, g, g).
         boxes: Where they belong (n, 4).
-        size: Side of the picture in pixels.
+        size: Side of the image in pixels.
 
     Returns:
         Maps (n, S, S), float32, 0 outside the boxes; and 1 inside the boxes, 0 outside (n, S, S).
@@ -91,13 +91,13 @@ def find_regions(
 
     Args:
         maps: Probabilities on the patch grid (B, g, g).
-        count: At most so many parts per picture, the highest peaks first.
+        count: At most so many parts per image, the highest peaks first.
         threshold: A part is above this share of the map's maximum.
         margin: Boxes are square, and so many times as large as the part.
         min_side: Smallest side of a box.
 
     Returns:
-        Which picture each region is of (n,), int64, and the boxes (n, 4), inside the picture.
+        Which image each region is of (n,), int64, and the boxes (n, 4), inside the image.
     """
     pictures, boxes = [], []
     for number, values in enumerate(maps.detach().float().cpu().numpy()):

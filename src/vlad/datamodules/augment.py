@@ -1,4 +1,4 @@
-"""Training-time augmentation of picture and mask together, through albumentations."""
+"""Training-time augmentation of image and mask together, through albumentations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build_augment(
             as ``{"name": "HorizontalFlip", "p": 0.5}``.
 
     Returns:
-        A function of picture (H, W, 3) uint8 and mask (H, W) bool that returns both, changed alike.
+        A function of image (H, W, 3) uint8 and mask (H, W) bool that returns both, changed alike.
 
     Raises:
         DataError: Unknown transform or argument.

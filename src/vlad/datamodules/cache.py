@@ -23,7 +23,7 @@ _LISTS = {".csv", ".tsv", ".json", ".jsonl", ".txt"}
 def fingerprint(root: Path) -> str:
     """Returns a digest of a tree: the time of change of every folder and of every list in it.
 
-    A folder's time changes when a file in it comes, goes or is renamed; what is inside a picture does not matter
+    A folder's time changes when a file in it comes, goes or is renamed; what is inside an image does not matter
     to an index, but what is inside a mask may: their folders' masks replaced in place go unseen.
     """
     digest = hashlib.sha256()

@@ -39,36 +39,36 @@ class Layout:
     Attributes:
         name: What the error calls it when no layout fits.
         image: Regular expression over a file's path without its suffix; groups ``category``, ``split``,
-            ``species`` (the kind of defect, or the normal folder) and ``stem`` are read where present.
+            ``defect_type`` (the kind of defect, or the normal folder) and ``stem`` are read where present.
         suffixes: Only files with these suffixes are images (lower case, with the dot); all by default.
         masks: Paths of the mask without suffix, tried in order, filled with the groups. With a suffix, that file
             alone; with a ``/`` at the end, all files of a folder together.
-        label: What makes an image anomalous: its ``species`` is not normal; it ``has_mask``; its ``mask`` holds
+        label: What makes an image anomalous: its ``defect_type`` is not normal; it ``has_mask``; its ``mask`` holds
             anomalous pixels (masks are read); or all are ``anomalous``.
         normal: Species that are normal.
         unlabelled: Species of which nothing is known.
         splits: Name in the path → ``train``, ``val`` or ``test``.
         split: Split where the path tells none.
         normal_test: Share of the normal images, drawn with seed 42, that are test; the others train. 0: not drawn.
-        bands: Cut images into so many bands of rows, each an image of its own.
+        row_crops: Cut images into so many row_crops of rows, each an image of its own.
         labels: A CSV with one label per stem: ``file``, ``key`` column, ``value`` column (1 is anomalous).
         table: A CSV that lists every image, in place of ``image``.
         json: Pattern of JSON files ``{"train": [...], "test": [...]}`` that list every image.
         base: Folder that the paths of those files start from, tried in order, filled with ``category``.
-        columns: The CSV's columns or the JSON's keys for ``category``, ``split``, ``species``, ``image``, ``mask``.
+        columns: The CSV's columns or the JSON's keys for ``category``, ``split``, ``defect_type``, ``image``, ``mask``.
     """
 
     name: str
     image: str = ""
     suffixes: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
-    label: Literal["species", "has_mask", "mask", "anomalous"] = "species"
+    label: Literal["defect_type", "has_mask", "mask", "anomalous"] = "defect_type"
     normal: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
     splits: Mapping[str, str] = field(default_factory=dict)
     split: Literal["train", "val", "test"] = "test"
     normal_test: float = 0.0
-    bands: int = 0
+    row_crops: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     table: str = ""
     json: str = ""
@@ -118,8 +118,8 @@ class Record:
         expected: Official counts, split → ``normal``/``anomalous``.
         counts: Category → normal training, normal test and anomalous test images.
         downloads: Open direct links with checksums, for ``vlad data get``.
-        shares: Data set → what it has in common with this one, so that one must not train what the other tests.
-        rendered: Whether vlad makes the pictures itself, into its cache, where no root is given.
+        overlaps: Data set → what it has in common with this one, so that one must not train what the other tests.
+        rendered: Whether vlad makes the images itself, into its cache, where no root is given.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Record:
     expected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     downloads: tuple[Download, ...] = ()
-    shares: Mapping[str, str] = field(default_factory=dict)
+    overlaps: Mapping[str, str] = field(default_factory=dict)
     rendered: bool = False
 
     def find_root(self, data_root: Path) -> Path:

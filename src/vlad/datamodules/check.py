@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from vlad.datamodules.decode import Crop, load_image, load_mask
+from vlad.datamodules.decode import RowCrop, load_image, load_mask
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def check_index(frame: pd.DataFrame, record: Record | None = None, *, others: Se
     Args:
         frame: The index.
         record: What the data set should hold, if it is one of the catalogue.
-        others: Indices of other data sets, to find pictures that are in both.
+        others: Indices of other data sets, to find images that are in both.
     """
     report = Report()
     rows = frame.to_dict("records")
@@ -90,7 +90,7 @@ def check_index(frame: pd.DataFrame, record: Record | None = None, *, others: Se
         _compare_counts(frame, record, found)
         if "pixel" in record.levels:
             lacking = [row["image_path"] for row in rows if row["label"] == 1 and not row["mask_path"]]
-            found[True, "anomalous pictures without a mask"] += lacking
+            found[True, "anomalous images without a mask"] += lacking
     with ThreadPoolExecutor(4) as pool:  # decoding and hashing leave Python's lock
         for problems in pool.map(_read_row, rows):
             for kind, text in problems:
@@ -105,8 +105,8 @@ def check_index(frame: pd.DataFrame, record: Record | None = None, *, others: Se
 
 
 _UNREADABLE, _MASK, _EMPTY, _GREY = (
-    "unreadable pictures",
-    "unreadable masks, or masks of another size than their picture",
+    "unreadable images",
+    "unreadable masks, or masks of another size than their image",
     "masks without an anomalous pixel",
     "masks with values besides two: where the threshold lies changes their area",
 )
@@ -116,7 +116,7 @@ _SERIOUS = {_UNREADABLE, _MASK, _EMPTY}
 
 def _read_row(row: dict[str, Any]) -> list[tuple[str, str]]:
     problems = []
-    size, crop = None, Crop.parse(row["band"])
+    size, crop = None, RowCrop.parse(row["row_crop"])
     try:
         size = load_image(row["image_path"], crop=crop, frame=int(row["frame"]), reader=row["reader"]).size
     except DataError as error:
@@ -188,11 +188,11 @@ def _duplicates(
             continue
         text = " = ".join(row["image_path"] for row in group)
         if len({row["dataset"] for row in group}) > 1:
-            kind = (True, "pictures that another data set has too, byte for byte")
+            kind = (True, "images that another data set has too, byte for byte")
         elif len({row["label"] for row in group}) > 1:
-            kind = (True, "the same picture with different labels")
+            kind = (True, "the same image with different labels")
         elif len({row["split"] for row in group}) > 1:
-            kind = (True, "the same picture in different splits")
+            kind = (True, "the same image in different splits")
         else:
-            kind = (False, "the same picture several times")
+            kind = (False, "the same image several times")
         found[kind].append(text)

@@ -1,4 +1,4 @@
-"""Your own pictures: folders with or without labels and masks, tables, and plain lists for prediction."""
+"""Your own images: folders with or without labels and masks, tables, and plain lists for prediction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlad.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["index_folder", "index_pictures", "index_table"]
+__all__ = ["index_folder", "index_images", "index_table"]
 
 NORMAL = frozenset({"good", "ok", "normal", "no", "free", "pass", "negative", "healthy"})
 ANOMALOUS = frozenset(
@@ -52,7 +52,7 @@ def _folders(file: str) -> set[str]:
 
 
 def _label_of(parts: Sequence[str]) -> int:
-    """Returns 0, 1 or -1 by the names of the folders above a picture, the nearest first."""
+    """Returns 0, 1 or -1 by the names of the folders above an image, the nearest first."""
     for part in reversed(parts):
         if part in NORMAL:
             return 0
@@ -62,19 +62,19 @@ def _label_of(parts: Sequence[str]) -> int:
 
 
 def index_folder(root: Path, *, class_name: str | None = None) -> pd.DataFrame:
-    """Indexes a folder of good and bad pictures, masks optional.
+    """Indexes a folder of good and bad images, masks optional.
 
-    Folders named good, ok, normal, … hold normal pictures; bad, ng, defect, … anomalous ones. Beside a
-    folder of good pictures, any other folder below ``test`` counts as a kind of defect (MVTec's layout).
+    Folders named good, ok, normal, … hold normal images; bad, ng, defect, … anomalous ones. Beside a
+    folder of good images, any other folder below ``test`` counts as a kind of defect (MVTec's layout).
     ``train``, ``val`` and ``test`` folders give the split, ``test`` where there are none. Masks lie in a
-    folder named masks, ground_truth, … and pair with pictures by stem, ``_mask`` and the like allowed.
+    folder named masks, ground_truth, … and pair with images by stem, ``_mask`` and the like allowed.
 
     Args:
         root: The folder.
-        class_name: What is in the pictures, for the prompts; defaults to the folder's name.
+        class_name: What is in the images, for the prompts; defaults to the folder's name.
 
     Raises:
-        DataError: Missing folder, no pictures, or no folder that tells good from bad.
+        DataError: Missing folder, no images, or no folder that tells good from bad.
     """
     if not root.is_dir():
         raise DataError(f"folder {root} does not exist; give its place as data.root")
@@ -88,7 +88,7 @@ def index_folder(root: Path, *, class_name: str | None = None) -> pd.DataFrame:
         else:
             pictures.append((file, folders))
     if not pictures:
-        raise DataError(f"folder {root} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DataError(f"folder {root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     has_good = any(_label_of(folders) == 0 for _, folders in pictures)
     name = root.resolve().name
     rows, unlabelled = [], []
@@ -114,7 +114,7 @@ def index_folder(root: Path, *, class_name: str | None = None) -> pd.DataFrame:
         )
     if len(unlabelled) == len(rows):
         raise DataError(
-            f"folder {root} does not tell good from bad: put pictures in folders named good and bad (first: "
+            f"folder {root} does not tell good from bad: put images in folders named good and bad (first: "
             f"{unlabelled[0]}), or run vlad predict, which needs no labels"
         )
     known = any(row["mask_path"] for row in rows)
@@ -124,7 +124,7 @@ def index_folder(root: Path, *, class_name: str | None = None) -> pd.DataFrame:
 
 
 def _mask_for(file: str, folders: Sequence[str], masks: dict[str, list[str]]) -> str:
-    """Returns the mask of a picture: same stem, up to a known ending; of several, the one in the like folder."""
+    """Returns the mask of an image: same stem, up to a known ending; of several, the one in the like folder."""
     stem = Path(file).stem.lower()
     found = [mask for ending in _MASK_ENDINGS for mask in masks.get(stem + ending, [])]
     if len(found) <= 1:
@@ -138,7 +138,7 @@ def _row(
     class_name: str,
     split: str,
     label: int,
-    species: str,
+    defect_type: str,
     relative: str,
     image: Path,
     mask: Path | str,
@@ -149,7 +149,7 @@ def _row(
         "class_name": class_name,
         "split": split,
         "label": label,
-        "species": species,
+        "defect_type": defect_type,
         "relative": relative,
         "image_path": str(image),
         "mask_path": str(mask) if mask else "",
@@ -158,16 +158,16 @@ def _row(
     }
 
 
-def index_pictures(sources: str | Path | Iterable[str | Path], *, class_name: str = "object") -> pd.DataFrame:
-    """Indexes pictures of which nothing is known, for prediction.
+def index_images(sources: str | Path | Iterable[str | Path], *, class_name: str = "object") -> pd.DataFrame:
+    """Indexes images of which nothing is known, for prediction.
 
     Args:
-        sources: A picture, a video, a folder (searched with its subfolders, those of masks left out), a glob,
+        sources: An image, a video, a folder (searched with its subfolders, those of masks left out), a glob,
             or a list of these. Of a video every frame is a row.
-        class_name: What is in the pictures, for the prompts.
+        class_name: What is in the images, for the prompts.
 
     Raises:
-        DataError: A source does not exist or holds no pictures.
+        DataError: A source does not exist or holds no images.
     """
     import glob
 
@@ -178,13 +178,13 @@ def index_pictures(sources: str | Path | Iterable[str | Path], *, class_name: st
             files = list_files(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
             found = [(file, path / file) for file in files if not MASKS & _folders(file)]
             if not found:
-                raise DataError(f"folder {path} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                raise DataError(f"folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         elif path.is_file():
             found = [(path.name, path)]
         else:
             found = [(Path(file).name, Path(file)) for file in sorted(glob.glob(str(source), recursive=True))]
             if not found:
-                raise DataError(f"no picture, folder or pattern {source}: nothing is there")
+                raise DataError(f"no image, folder or pattern {source}: nothing is there")
         for relative, file in found:
             row = _row("predict", class_name, "predict", -1, "", relative, file, "")
             if file.suffix.lower() in VIDEO_SUFFIXES:
@@ -208,16 +208,16 @@ def _parse_label(value: Any) -> int | None:
 
 
 def index_table(file: Path, *, root: Path | None = None, class_name: str | None = None) -> pd.DataFrame:
-    """Indexes a table of pictures: CSV, JSON lines or parquet.
+    """Indexes a table of images: CSV, JSON lines or parquet.
 
     Columns: ``image_path`` (required); ``label`` (0/1/-1, good/bad and the like; where missing, 1 if there is
     a mask, else -1); ``mask_path``; ``category`` or ``class``; ``split`` (default test); ``dataset``; and what
-    ``vlad data index`` writes: ``band``, ``frame``, ``reader``, ``mask_threshold``.
+    ``vlad data index`` writes: ``row_crop``, ``frame``, ``reader``, ``mask_threshold``.
 
     Args:
         file: The table.
         root: Folder that relative paths start from; defaults to the table's own.
-        class_name: What is in the pictures, for the prompts; defaults to each row's category.
+        class_name: What is in the images, for the prompts; defaults to each row's category.
 
     Raises:
         DataError: Unreadable table, or problems in its rows: all are reported together, five examples each.
@@ -238,12 +238,12 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
             problems.setdefault("missing images", []).append(f"row {number}: {relative or '(empty)'}")
         if mask and not os.path.isfile(base / mask):
             problems.setdefault("missing masks", []).append(f"row {number}: {mask}")
-        band, frame = str(line.get("band", "")), _number(line.get("frame"), -1)
-        if not re.fullmatch(r"(\d+/[1-9]\d*)?", band):
-            problems.setdefault("bands that are not k/n", []).append(f"row {number}: {band}")
-        if (relative, band, frame) in seen:
+        row_crop, frame = str(line.get("row_crop", "")), _number(line.get("frame"), -1)
+        if not re.fullmatch(r"(\d+/[1-9]\d*)?", row_crop):
+            problems.setdefault("row_crops that are not k/n", []).append(f"row {number}: {row_crop}")
+        if (relative, row_crop, frame) in seen:
             problems.setdefault("duplicate images", []).append(f"row {number}: {relative}")
-        seen.add((relative, band, frame))
+        seen.add((relative, row_crop, frame))
         label = 1 if label == -1 and mask else label if label is not None else -1
         parent = Path(relative).parent.name
         category = str(
@@ -254,10 +254,10 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
         row |= {
             "category": category,
             "split": str(line.get("split") or "test"),
-            "species": str(line.get("species", "")),
+            "defect_type": str(line.get("defect_type", "")),
         }
         row["mask_path"] = str(base / mask) if mask else ""
-        row |= {"band": band, "frame": frame, "reader": str(line.get("reader", ""))}
+        row |= {"row_crop": row_crop, "frame": frame, "reader": str(line.get("reader", ""))}
         row["mask_threshold"] = _number(line.get("mask_threshold"), 0)
         rows.append(row)
     if problems:

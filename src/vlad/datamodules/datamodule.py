@@ -1,4 +1,4 @@
-"""One LightningDataModule for every data set, your own pictures and bare folders."""
+"""One LightningDataModule for every data set, your own images and bare folders."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vlad import __version__
 from vlad.datamodules.augment import build_augment
 from vlad.datamodules.cache import cached
 from vlad.datamodules.catalog import Record, get_protocol, get_record, list_datasets
-from vlad.datamodules.custom import index_folder, index_pictures, index_table
+from vlad.datamodules.custom import index_folder, index_images, index_table
 from vlad.datamodules.dataset import AnomalyDataset, collate
 from vlad.datamodules.index import index_record
-from vlad.datamodules.sampling import select_few, select_references
+from vlad.datamodules.sampling import select_images_per_category, select_references
 from vlad.errors import DataError, nearest
-from vlad.synthetic.benchmark import render_dataset
+from vlad.rendered.benchmark import render_dataset
 from vlad.types import Preprocess
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ class Source:
         root: Its folder (the file, for ``table``); by default looked for below ``data.root``.
         split: Which split is taken. By default the test split, for training too: most detectors of this field are
             trained on the test split, masks and all, of an auxiliary data set. Methods that learn from normal
-            pictures alone train on the train split.
+            images alone train on the train split.
         categories: Which categories are taken; by default all.
         class_names: What to call a category in the prompts.
-        mosaic: Probability that a training picture becomes a mosaic of four of its category (AdaCLIP, on MVTec AD).
+        mosaic: Probability that a training image becomes a mosaic of four of its category (AdaCLIP, on MVTec AD).
         reader: ``red`` reads CVC-ClinicDB's malformed TIFFs in grey, as the published code of AdaCLIP and CLIP-AD.
     """
 
@@ -64,9 +64,9 @@ Sources = list[Source | str] | Source | str
 
 
 class AnomalyDataModule(LightningDataModule):
-    """Data sets by name, your own folders and tables, and bare pictures, through one index.
+    """Data sets by name, your own folders and tables, and bare images, through one index.
 
-    The size and normalisation of the pictures come from the method that the trainer runs.
+    The size and normalisation of the images come from the method that the trainer runs.
 
     Attributes:
         frames: The index of each stage that was set up: ``train``, ``val``, ``test``, ``predict``.
@@ -102,14 +102,14 @@ class AnomalyDataModule(LightningDataModule):
                 the method learns from.
             val: Data to validate on while training; none by default.
             test: Data to test on.
-            predict: Pictures to score: files, folders, patterns, or a table.
+            predict: Images to score: files, folders, patterns, or a table.
             categories: Keep only these categories, in every data set that has them.
-            class_name: What is in your own pictures, for the prompts.
+            class_name: What is in your own images, for the prompts.
             protocol: A paper's choice of ``train`` and ``test`` (``vlad data protocols``), for those not given.
             texts: Words for the catalogue's classes: ``raw`` is what published checkpoints saw.
             batch_size: Images per batch and process.
             shuffle: Whether training batches are shuffled. CLIP-AD's published training does not.
-            num_workers: Processes that read pictures.
+            num_workers: Processes that read images.
             augment: albumentations transforms for training, as ``{name: HorizontalFlip, p: 0.5}``.
             few: Train on so many images per category, or on a share of them (a float up to 1), drawn by the seed and
                 repeated: an epoch keeps the steps that it has with all of them.
@@ -163,10 +163,10 @@ class AnomalyDataModule(LightningDataModule):
     def _index_predict(self) -> pd.DataFrame:
         sources = self.predict_sources
         if not sources:
-            raise DataError("nothing to predict: name pictures or folders (vlad predict FOLDER --model sdp)")
+            raise DataError("nothing to predict: name images or folders (vlad predict FOLDER --model sdp)")
         if isinstance(sources, str) and Path(sources).suffix in _TABLES:
             return index_table(Path(sources), class_name=self.class_name)
-        return index_pictures(sources, class_name=self.class_name or "object")
+        return index_images(sources, class_name=self.class_name or "object")
 
     def _index(self, part: str) -> pd.DataFrame:
         import pandas as pd
@@ -187,15 +187,15 @@ class AnomalyDataModule(LightningDataModule):
         if not usable.all():
             what = "not normal" if normal else "not labelled"
             if not usable.any():
-                raise DataError(f"the pictures of data.train are all {what}: this method cannot learn from them")
+                raise DataError(f"the images of data.train are all {what}: this method cannot learn from them")
             rank_zero_warn(
-                f"{int((~usable).sum())} pictures of data.train are {what} and are left out (first: "
+                f"{int((~usable).sum())} images of data.train are {what} and are left out (first: "
                 f"{frame['image_path'][~usable].iloc[0]}): this method cannot learn from them"
             )
             frame = frame[usable].reset_index(drop=True)
         if self.few is None:
             return frame
-        few = select_few(frame, self.few, self.seed)
+        few = select_images_per_category(frame, self.few, self.seed)
         return few.loc[np.resize(np.arange(len(few)), len(frame))].reset_index(drop=True)
 
     @property
@@ -211,13 +211,13 @@ class AnomalyDataModule(LightningDataModule):
         for trained in given if isinstance(given, list) else [given] if given else []:
             other = self._as_source(trained)
             for source in sources:
-                shares = get_record(source.name).shares if source.name in list_datasets() else {}
-                if other.name in shares:
-                    rank_zero_warn(f"{part} on {source.name}, train on {other.name}: {shares[other.name]}")
+                overlaps = get_record(source.name).overlaps if source.name in list_datasets() else {}
+                if other.name in overlaps:
+                    rank_zero_warn(f"{part} on {source.name}, train on {other.name}: {overlaps[other.name]}")
                 elif other.name == source.name and self._split(other, "train") == self._split(source, part):
                     both = {*(other.categories or self.categories or [""])}
                     if both & {*(source.categories or self.categories or [""])}:
-                        rank_zero_warn(f"{part} and train are the same pictures of {source.name}")
+                        rank_zero_warn(f"{part} and train are the same images of {source.name}")
 
     @staticmethod
     def _as_source(item: Source | str | dict[str, Any] | None) -> Source:
@@ -355,7 +355,7 @@ class AnomalyDataModule(LightningDataModule):
         return self._loader(self.dataset("test"))
 
     def predict_dataloader(self) -> DataLoader:
-        """Batches of pictures of which nothing is known."""
+        """Batches of images of which nothing is known."""
         return self._loader(self.dataset("predict"))
 
     def reference_dataloader(self) -> DataLoader:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from vlad.datamodules.decode import Crop, load_image, load_mask
+from vlad.datamodules.decode import RowCrop, load_image, load_mask
 from vlad.types import Preprocess
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
     The arithmetic is that of the published code: PIL bicubic to S × S without keeping the aspect ratio, RGB in
     [0, 1], normalised; masks 0/255, PIL bilinear to S × S, then above one half.
 
-    Where the index has a column ``mosaic``, a picture becomes with that probability a mosaic of four of its category,
-    anomalous if one of them is; all else in the sample is the picture's own.
+    Where the index has a column ``mosaic``, an image becomes with that probability a mosaic of four of its category,
+    anomalous if one of them is; all else in the sample is the image's own.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             frame: The index.
             preprocess: Size and normalisation.
             truth: Whether samples hold label and mask.
-            augment: Changes picture (H, W, 3) uint8 and mask (H, W) bool together, before the resize.
+            augment: Changes image (H, W, 3) uint8 and mask (H, W) bool together, before the resize.
             fast_jpeg: Whether large JPEGs are decoded at a fraction of their size.
         """
         self.rows = frame.to_dict("records")
@@ -66,9 +66,9 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        sample = {name: row[name] for name in ("class_name", "dataset", "category", "key")}
+        sample = {name: row[name] for name in ("class_name", "dataset", "category", "image_id")}
         sample |= {"path": row["image_path"], "index": index}
-        sample |= {"band": row["band"], "frame": int(row["frame"]), "reader": row["reader"]}
+        sample |= {"row_crop": row["row_crop"], "frame": int(row["frame"]), "reader": row["reader"]}
         rows = [row]
         if self._alike and float(torch.rand(())) < row["mosaic"]:
             alike = self._alike[row["dataset"], row["category"]]
@@ -89,8 +89,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         return {"image": self._normalise(image), **sample}
 
     def _read(self, row: dict[str, Any], *, whole: bool) -> tuple[Image.Image, np.ndarray]:
-        """Decodes a row's picture and mask; at full size where asked for, or where both are augmented together."""
-        crop = Crop.parse(row["band"])
+        """Decodes a row's image and mask; at full size where asked for, or where both are augmented together."""
+        crop = RowCrop.parse(row["row_crop"])
         near = self.preprocess.size if self.fast_jpeg and self.augment is None and not whole else 0
         image = load_image(row["image_path"], crop=crop, frame=int(row["frame"]), reader=row["reader"], near=near)
         if not (self.truth and row["mask_path"]):
@@ -113,7 +113,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
 
 
 def _mosaic(parts: list[tuple[Image.Image, np.ndarray]]) -> tuple[Image.Image, np.ndarray]:
-    """Joins four pictures and their masks to squares of two by two, each at the first one's size."""
+    """Joins four images and their masks to squares of two by two, each at the first one's size."""
     width, height = parts[0][0].size
     whole, mask = Image.new("RGB", (2 * width, 2 * height)), np.zeros((2 * height, 2 * width), dtype=bool)
     for number, (image, part) in enumerate(parts):

@@ -1,4 +1,4 @@
-"""Pictures, masks and frames from files: by content, never by suffix, each failure naming its file."""
+"""Images, masks and frames from files: by content, never by suffix, each failure naming its file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlad.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Crop", "load_image", "load_mask"]
+__all__ = ["RowCrop", "load_image", "load_mask"]
 
 _BROKEN = (
     UnidentifiedImageError,
@@ -33,13 +33,13 @@ _BROKEN = (
 )
 
 
-class Crop(NamedTuple):
-    """A band of rows: number k (from 0) of n.
+class RowCrop(NamedTuple):
+    """A row_crop of rows: number k (from 0) of n.
 
     Examples:
-        >>> Crop.parse("1/3").rows(100)
+        >>> RowCrop.parse("1/3").rows(100)
         (33, 66)
-        >>> Crop.parse("").rows(100)
+        >>> RowCrop.parse("").rows(100)
         (0, 100)
     """
 
@@ -47,8 +47,8 @@ class Crop(NamedTuple):
     of: int
 
     @classmethod
-    def parse(cls, text: str) -> Crop:
-        """Reads "k/n"; "" is the whole picture."""
+    def parse(cls, text: str) -> RowCrop:
+        """Reads "k/n"; "" is the whole image."""
         number, _, of = text.partition("/")
         return cls(int(number), int(of)) if of else cls(0, 1)
 
@@ -62,7 +62,7 @@ def _naming(kind: str, path: str) -> Iterator[None]:
     """Turns whatever goes wrong in decoding into one error that names the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures and damaged metadata
+            warnings.simplefilter("ignore")  # of large images and damaged metadata
             yield
     except FileNotFoundError as error:
         raise DataError(f"{kind} {path} does not exist (any more)") from error
@@ -72,20 +72,22 @@ def _naming(kind: str, path: str) -> Iterator[None]:
         raise DataError(f"cannot read {kind} {path} ({cause}); replace it or remove it") from error
 
 
-def load_image(path: str, *, crop: Crop | None = None, frame: int = -1, reader: str = "", near: int = 0) -> Image.Image:
-    """Decodes a picture, or a frame of a video, to RGB.
+def load_image(
+    path: str, *, crop: RowCrop | None = None, frame: int = -1, reader: str = "", near: int = 0
+) -> Image.Image:
+    """Decodes an image, or a frame of a video, to RGB.
 
     Args:
         path: File; its content tells the format, whatever its suffix.
-        crop: Band of rows that is wanted.
+        crop: Row crop of rows that is wanted.
         frame: Number of the frame from 0, for videos.
         reader: ``"red"`` reads TIFFs of three samples that call themselves grey (CVC-ClinicDB's) as OpenCV does,
             and so the published code of AdaCLIP and CLIP-AD: the red channel three times. Else in true colour.
-        near: Side in pixels that the picture will be resized to; JPEGs much larger are decoded at 1/2, 1/4 or 1/8,
+        near: Side in pixels that the image will be resized to; JPEGs much larger are decoded at 1/2, 1/4 or 1/8,
             never below one and a half times that. 0: at full size, as the published code does.
 
     Raises:
-        DataError: The file cannot be read as a picture.
+        DataError: The file cannot be read as an image.
     """
     with _naming("image", path):
         if frame >= 0:
@@ -150,7 +152,7 @@ def _read_strips(path: str, *, red: bool) -> np.ndarray:
 
 
 def load_mask(
-    path: str, size: tuple[int, int] | None = None, *, threshold: int = 0, crop: Crop | None = None
+    path: str, size: tuple[int, int] | None = None, *, threshold: int = 0, crop: RowCrop | None = None
 ) -> np.ndarray:
     """Decodes a mask to bool (H, W): True where a pixel's grey value is above the threshold.
 
@@ -159,7 +161,7 @@ def load_mask(
             are united (MVTec LOCO).
         size: Width and height of the image it belongs to, for the check that they agree.
         threshold: Largest value that still means normal.
-        crop: Band of rows that is wanted; ``size`` is then that of the band.
+        crop: Row crop of rows that is wanted; ``size`` is then that of the row_crop.
 
     Raises:
         DataError: Unreadable, or of another size than its image.

@@ -23,18 +23,18 @@ COLUMNS = (
     "class_name",
     "split",
     "label",
-    "species",
-    "key",
+    "defect_type",
+    "image_id",
     "image_path",
     "mask_path",
     "has_mask",
     "mask_threshold",
-    "band",
+    "row_crop",
     "frame",
     "reader",
 )
 """Columns of an index: label is 0, 1 or -1 (unknown); mask_path is "" where there is none; has_mask tells
-whether the truth of the pixels is known; band is the part "k/n" of the rows, "" for all; frame is the number of a
+whether the truth of the pixels is known; row_crop is the part "k/n" of the rows, "" for all; frame is the number of a
 video's frame, else -1; reader as for :func:`vlad.datamodules.decode.load_image`."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
@@ -76,7 +76,7 @@ def _without_suffix(path: str) -> str:
 def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Makes an index of rows: fills the columns and names each image uniquely within its category.
 
-    The name (``key``) is the path below the root, or below the category's folder, without its suffix; where two
+    The name (``image_id``) is the path below the root, or below the category's folder, without its suffix; where two
     images share it, with it.
     """
     import pandas as pd
@@ -85,20 +85,20 @@ def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
         return (
             row["dataset"],
             row["category"],
-            f"{_without_suffix(row['relative'])} {row.get('band')} {row.get('frame')}",
+            f"{_without_suffix(row['relative'])} {row.get('row_crop')} {row.get('frame')}",
         )
 
     times = Counter(short(row) for row in rows)
     finished = []
     for row in rows:
         key = row["relative"] if times[short(row)] > 1 else _without_suffix(row["relative"])
-        row = {"band": "", "frame": -1, "reader": "", **row}
+        row = {"row_crop": "", "frame": -1, "reader": "", **row}
         parts = [part for part in key.split("/") if part not in {"", ".", ".."}]
-        row["key"] = "/".join(parts[1:] if len(parts) > 1 and parts[0] == row["category"] else parts)
-        if row["band"]:
-            row["key"] += "_" + row["band"].split("/")[0]
+        row["image_id"] = "/".join(parts[1:] if len(parts) > 1 and parts[0] == row["category"] else parts)
+        if row["row_crop"]:
+            row["image_id"] += "_" + row["row_crop"].split("/")[0]
         if row["frame"] >= 0:
-            row["key"] += f"_{row['frame']:06}"
+            row["image_id"] += f"_{row['frame']:06}"
         finished.append(row)
     return pd.DataFrame(finished, columns=list(COLUMNS))
 
@@ -115,7 +115,7 @@ def index_record(
         reader: As for :func:`vlad.datamodules.decode.load_image`.
 
     Returns:
-        The index, in the order category, split, species, file.
+        The index, in the order category, split, defect_type, file.
 
     Raises:
         DataError: The folder is missing or in none of the known layouts.
@@ -149,13 +149,13 @@ def index_record(
                 "class_name": names.get(category, category),
                 "split": row.get("split") or "test",
                 "label": label,
-                "species": row.get("species") or "",
+                "defect_type": row.get("defect_type") or "",
                 "relative": row["image"],
                 "image_path": str(root / row["image"]),
                 "mask_path": str(root / row["mask"]) if row["mask"] else "",
                 "has_mask": "pixel" in record.levels and (label == 0 or bool(row["mask"])),
                 "mask_threshold": record.mask_threshold,
-                "band": row["band"],
+                "row_crop": row["row_crop"],
                 "reader": reader,
             }
         )
@@ -165,9 +165,9 @@ def index_record(
             order.get(r["category"], len(order)),
             r["category"],
             r["split"],
-            r["species"],
+            r["defect_type"],
             r["relative"],
-            r["band"],
+            r["row_crop"],
         )
     )
     return finish(indexed)

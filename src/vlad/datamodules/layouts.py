@@ -1,4 +1,4 @@
-"""From a layout to rows: matching paths, tables and JSON lists, then labels, masks, bands and splits."""
+"""From a layout to rows: matching paths, tables and JSON lists, then labels, masks, row_crops and splits."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def layout_rows(record: Record, layout: Layout, root: Path, files: Sequence[str]
         files: All image files below it, relative, sorted.
 
     Returns:
-        Rows with ``image``, ``mask`` (a file, a folder, or ""), ``label`` (0, 1, -1), ``band`` ("k/n" or ""),
-        and ``category``, ``split``, ``species`` where known.
+        Rows with ``image``, ``mask`` (a file, a folder, or ""), ``label`` (0, 1, -1), ``row_crop`` ("k/n" or ""),
+        and ``category``, ``split``, ``defect_type`` where known.
     """
     if layout.table:
         rows = _table_rows(layout, root)
@@ -45,12 +45,12 @@ def layout_rows(record: Record, layout: Layout, root: Path, files: Sequence[str]
     else:
         rows = _matched_rows(layout, root, files)
     for row in rows:
-        row.setdefault("band", "")
+        row.setdefault("row_crop", "")
         row["split"] = layout.splits.get(row.get("split") or "", row.get("split")) or layout.split
-        if row.get("species") in layout.unlabelled:
+        if row.get("defect_type") in layout.unlabelled:
             row["label"] = -1
-    if layout.bands:
-        rows = [{**row, "band": f"{k}/{layout.bands}"} for row in rows for k in range(layout.bands)]
+    if layout.row_crops:
+        rows = [{**row, "row_crop": f"{k}/{layout.row_crops}"} for row in rows for k in range(layout.row_crops)]
     if layout.label == "mask":
         _label_by_mask(rows, root, record.mask_threshold)
     if layout.normal_test:
@@ -78,7 +78,7 @@ def _matched_rows(layout: Layout, root: Path, files: Sequence[str]) -> list[Row]
                 continue
             groups["label"] = labels[stem]
         else:
-            groups["label"] = int(layout.label != "species" or groups.get("species") not in layout.normal)
+            groups["label"] = int(layout.label != "defect_type" or groups.get("defect_type") not in layout.normal)
         groups["image"], groups["mask"] = file, ""
         if groups["label"] == 1:
             for template in layout.masks:
@@ -139,7 +139,7 @@ def _table_rows(layout: Layout, root: Path) -> list[Row]:
     rows: list[Row] = []
     for line in _read_csv(root / layout.table, layout.columns.values()):
         row: Row = {ours: line[theirs] for ours, theirs in layout.columns.items()}
-        row["label"] = int(row["species"] not in layout.normal)
+        row["label"] = int(row["defect_type"] not in layout.normal)
         rows.append(row)
     return rows
 
@@ -170,7 +170,7 @@ def _json_rows(layout: Layout, root: Path, record: Record) -> list[Row]:
                 except (KeyError, TypeError) as error:
                     raise DataError(f"{file}: an entry of '{split}' lacks {error}") from error
                 row: Row = {**values, "category": category, "split": split}
-                row["label"] = int(row["species"] not in layout.normal)
+                row["label"] = int(row["defect_type"] not in layout.normal)
                 row |= {name: row[name] and f"{base}/{row[name]}" for name in ("image", "mask")}
                 rows.append(row)
     return rows
@@ -187,7 +187,7 @@ def meta_rows(root: Path, *, masks: bool = True) -> list[Row]:
         masks: Whether masks are wanted.
 
     Raises:
-        DataError: Broken file, or pictures that are not there.
+        DataError: Broken file, or images that are not there.
     """
     file = root / META
     if not file.is_file():
@@ -206,8 +206,8 @@ def meta_rows(root: Path, *, masks: bool = True) -> list[Row]:
                     if image is None:
                         missing.append(line["img_path"])
                         continue
-                    row: Row = {"image": image, "mask": mask, "category": category, "band": ""}
-                    row |= {"split": splits[phase.lower()], "species": line.get("specie_name", "")}
+                    row: Row = {"image": image, "mask": mask, "category": category, "row_crop": ""}
+                    row |= {"split": splits[phase.lower()], "defect_type": line.get("specie_name", "")}
                     rows.append({**row, "label": int(line["anomaly"])})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
@@ -215,7 +215,7 @@ def meta_rows(root: Path, *, masks: bool = True) -> list[Row]:
         ) from error
     if missing:
         raise DataError(
-            f"{file} names {len(missing)} pictures that are not there (first: {', '.join(missing[:5])}); correct it, "
+            f"{file} names {len(missing)} images that are not there (first: {', '.join(missing[:5])}); correct it, "
             "or remove it and the folders are read instead"
         )
     return rows
@@ -233,12 +233,12 @@ def _below(root: Path, path: str) -> str | None:
 
 
 def _label_by_mask(rows: list[Row], root: Path, threshold: int) -> None:
-    from vlad.datamodules.decode import Crop, load_mask
+    from vlad.datamodules.decode import RowCrop, load_mask
 
     for row in rows:
         row["label"] = 0
         if row["mask"]:
-            mask = load_mask(str(root / row["mask"]), threshold=threshold, crop=Crop.parse(row["band"]))
+            mask = load_mask(str(root / row["mask"]), threshold=threshold, crop=RowCrop.parse(row["row_crop"]))
             row["label"] = int(mask.any())
         if not row["label"]:
             row["mask"] = ""

@@ -26,7 +26,7 @@ def to_meta(frame: pd.DataFrame, root: Path) -> dict[str, Any]:
     Raises:
         DataError: The index holds what the format cannot: unknown labels, parts of files, or frames of videos.
     """
-    for column, plain, what in (("label", (0, 1), "unknown labels"), ("band", ("",), "bands of pictures")):
+    for column, plain, what in (("label", (0, 1), "unknown labels"), ("row_crop", ("",), "row_crops of images")):
         if not frame[column].isin(plain).all():
             raise DataError(f"meta.json cannot hold {what}; write a table instead (-o index.csv)")
     if (frame["frame"] >= 0).any():
@@ -35,13 +35,13 @@ def to_meta(frame: pd.DataFrame, root: Path) -> dict[str, Any]:
     for row in frame.to_dict("records"):
         mask = row["mask_path"]
         if mask and Path(mask).is_dir():
-            raise DataError("meta.json cannot hold several masks per picture; write a table instead (-o index.csv)")
+            raise DataError("meta.json cannot hold several masks per image; write a table instead (-o index.csv)")
         meta.setdefault(row["split"], {}).setdefault(row["category"], []).append(
             {
                 "img_path": Path(os.path.relpath(row["image_path"], root)).as_posix(),
                 "mask_path": Path(os.path.relpath(mask, root)).as_posix() if mask else "",
                 "cls_name": row["category"],
-                "specie_name": row["species"],
+                "specie_name": row["defect_type"],
                 "anomaly": int(row["label"]),
             }
         )
@@ -59,7 +59,7 @@ def from_meta(file: Path, *, name: str | None = None) -> pd.DataFrame:
         name: What to call the data set; the folder's name by default.
 
     Raises:
-        DataError: No such file, a broken one, or pictures that are not there.
+        DataError: No such file, a broken one, or images that are not there.
     """
     root = file if file.is_dir() else file.parent
     rows = meta_rows(root)
@@ -74,7 +74,7 @@ def from_meta(file: Path, *, name: str | None = None) -> pd.DataFrame:
                 "class_name": row["category"],
                 "split": row["split"],
                 "label": row["label"],
-                "species": row["species"],
+                "defect_type": row["defect_type"],
                 "relative": row["image"],
                 "image_path": str(root / row["image"]),
                 "mask_path": str(root / row["mask"]) if row["mask"] else "",

@@ -1,4 +1,4 @@
-"""Seeded draws of pictures per category, the same on every machine."""
+"""Seeded draws of images per category, the same on every machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlad.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["select_few", "select_references"]
+__all__ = ["select_images_per_category", "select_references"]
 
 
 def _draw(frame: pd.DataFrame, count: int | float, seed: int, key: str) -> pd.DataFrame:
@@ -44,7 +44,7 @@ def select_references(frame: pd.DataFrame, shots: int, seed: int) -> pd.DataFram
     return _draw(normal, shots, seed, "shots")
 
 
-def select_few(frame: pd.DataFrame, few: int | float, seed: int) -> pd.DataFrame:
+def select_images_per_category(frame: pd.DataFrame, few: int | float, seed: int) -> pd.DataFrame:
     """Draws some of the training images of each category.
 
     Args:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.clip.backbone import Parity
 from vlad.clip.blocks import TokenEdit, causal_mask, run_blocks
+from vlad.clip.numerics import Numerics
 from vlad.clip.prompt_tokens import append_prompts, overwrite_prompts
 from vlad.clip.similarity import normalize, to_grid, upsample
 from vlad.clip.text import PackedSentences, pack_sentences
@@ -44,7 +44,7 @@ class AdaCLIP(Method):
     """
 
     epochs = 5
-    parity = Parity(activation="gelu", position_antialias=False)  # how the released prompts were trained
+    numerics = Numerics(activation="gelu", position_antialias=False)  # how the released prompts were trained
     published_weights = {  # noqa: RUF012 - never edited
         name: Published("Caoyunkang/AdaCLIP", f"weights/pretrained_{name}.pth", sha256, "space")
         for name, sha256 in {
@@ -79,10 +79,10 @@ class AdaCLIP(Method):
             pretrained: open_clip weights tag, for plain names; null gives random weights.
             image_size: Side S of the images in pixels; they are squashed to a square.
             weights: Trained prompts and layers: the authors' by name (``mvtec_colondb`` for tests on other sets,
-                ``visa_clinicdb`` for MVTec AD and ColonDB, ``all`` for your own pictures, not for benchmarks) or as a
+                ``visa_clinicdb`` for MVTec AD and ColonDB, ``all`` for your own images, not for benchmarks) or as a
                 file, one of vlad's checkpoints, or a run folder.
             prompt_type: Static and dynamic prompts (``SD``, the default), one of them, or ``none``. What weights
-                were trained with goes before the default, for this and the next three.
+                were trained with takes precedence over the default, for this and the next three.
             branch: Towers with prompts: image and text (``VL``, the default), ``V`` or ``L``.
             depth: Blocks J whose prompts are renewed; 4 by default. The text tower's first block has none.
             length: Prompt tokens M; 5 by default.
@@ -161,7 +161,7 @@ class AdaCLIP(Method):
     def image_feature(self, images: Tensor, x: Tensor) -> Tensor:
         """Computes the images' ordinary CLIP embeddings (B, D), not normalised.
 
-        In training they are kept by the pictures' content: they are the same in every epoch.
+        In training they are kept by the images' content: they are the same in every epoch.
 
         Args:
             images: Normalised images (B, 3, S, S).
@@ -196,21 +196,25 @@ class AdaCLIP(Method):
         dynamic = "D" in self.prompt_type
         if not self._blocks["visual"] or self.prompt_type == "none":
             with torch.no_grad():  # nothing learned in here: one ordinary pass gives both embeddings
-                tokens = tower.run(tower.embed(images), taps=self.layers)
+                tokens = tower.run(tower.embed(images), layers=self.layers)
                 pooled = tower.project(tokens.last[:, 0])
-            return [tokens.taps[layer] for layer in self.layers], pooled, pooled if dynamic else None
+            return [tokens.hidden_states[layer] for layer in self.layers], pooled, pooled if dynamic else None
         x = tower.embed(images)
         feature = self.image_feature(images, x) if dynamic else None
         count = x.shape[1]
         edit = append_prompts(self.branch_prompts("visual", feature), count)
-        tokens = tower.run(x, taps=self.layers, before=edit)
-        return [tokens.taps[layer][:, :count] for layer in self.layers], tower.project(tokens.last[:, 0]), feature
+        tokens = tower.run(x, layers=self.layers, before=edit)
+        return (
+            [tokens.hidden_states[layer][:, :count] for layer in self.layers],
+            tower.project(tokens.last[:, 0]),
+            feature,
+        )
 
     def encode_text(self, class_names: Sequence[str], feature: Tensor | None) -> Tensor:
         """Encodes each image's sentences, prompts in place: unit vectors (B, 2, D), normal and abnormal.
 
         Args:
-            class_names: What is in each picture.
+            class_names: What is in each image.
             feature: The images' ordinary CLIP embeddings (B, D), for dynamic prompts.
         """
         if not self._blocks["text"] or self.prompt_type == "none":
@@ -278,7 +282,7 @@ class AdaCLIP(Method):
 
         Args:
             images: Normalised images (B, 3, S, S).
-            class_names: What is in each picture.
+            class_names: What is in each image.
             labels: Groups of the fusion's patches, in place of clustering.
 
         Returns:
@@ -301,15 +305,15 @@ class AdaCLIP(Method):
         """Scores images; see :meth:`vlad.Method.score`."""
         margins, whole = self.compare(images, class_names)
         # The mean of upsampled logits is the upsampled mean; a softmax over two is the sigmoid of their difference.
-        raw_map = upsample(to_grid(margins.mean(0)), images.shape[-1], align_corners=True).sigmoid()
-        return Prediction(raw_map, self.smooth(raw_map), whole.sigmoid())
+        unsmoothed_map = upsample(to_grid(margins.mean(0)), images.shape[-1], align_corners=True).sigmoid()
+        return Prediction(unsmoothed_map, self.smooth(unsmoothed_map), whole.sigmoid())
 
     # -- training ------------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the focal loss of the images, and focal and Dice losses of the maps summed over the layers.
 
-        Anomalous pictures without a mask teach the image score alone; published code counts all their pixels as normal.
+        Anomalous images without a mask teach the image score alone; published code counts all their pixels as normal.
         """
         margins, whole = self.compare(batch["image"], batch["class_name"])
         known = known_masks(batch)

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from vlad.clip.backbone import Backbone, Parity
+from vlad.clip.backbone import Backbone
+from vlad.clip.numerics import Numerics
 from vlad.clip.similarity import smooth
 from vlad.clip.text import TextTower
 from vlad.errors import MethodError, WeightsError
@@ -33,8 +34,8 @@ class Method(LightningModule):
         api: Version of the method interface that the class was written for.
         epochs: Epochs of the published recipe, used by ``vlad fit`` when the user gives none.
         learns_from: ``labelled``: the test split of auxiliary data, masks and all, as most detectors of this field.
-            ``normal``: the normal pictures of the train split; the data module leaves anomalous ones out.
-        parity: How the published method drives CLIP; see :class:`vlad.clip.Parity`.
+            ``normal``: the normal images of the train split; the data module leaves anomalous ones out.
+        numerics: How the published method drives CLIP; see :class:`vlad.clip.Numerics`.
         published_weights: The authors' weights by name, for ``weights: NAME``.
         backbone: The frozen CLIP, or None for a method without one.
         layers: Blocks the method reads, from 1.
@@ -45,7 +46,7 @@ class Method(LightningModule):
     api: ClassVar[int] = 1
     epochs: ClassVar[int | None] = None
     learns_from: ClassVar[Literal["labelled", "normal"]] = "labelled"
-    parity: ClassVar[Parity] = Parity()
+    numerics: ClassVar[Numerics] = Numerics()
     published_weights: ClassVar[Mapping[str, Published]] = {}
 
     backbone: Backbone
@@ -76,7 +77,7 @@ class Method(LightningModule):
         """
         super().__init__()
         self.save_hyperparameters(ignore=self._not_saved())
-        self.backbone = Backbone.load(backbone, pretrained, parity=self.parity, text=text)
+        self.backbone = Backbone.load(backbone, pretrained, numerics=self.numerics, text=text)
         self.backbone.image.grid(image_size, image_size)
         depth = self.backbone.image.depth
         if any(not 1 <= layer <= depth for layer in layers) or len(set(layers)) != len(layers):
@@ -101,7 +102,7 @@ class Method(LightningModule):
 
         Args:
             images: Normalised images (B, 3, S, S), float.
-            class_names: What is in each picture (B strings).
+            class_names: What is in each image (B strings).
 
         Returns:
             The prediction: maps (B, S, S) and image scores (B,), higher meaning more anomalous.
@@ -136,7 +137,7 @@ class Method(LightningModule):
 
     @property
     def preprocess(self) -> Preprocess:
-        """What the data module does to pictures for this method."""
+        """What the data module does to images for this method."""
         return Preprocess(self.image_size, self.backbone.mean, self.backbone.std)
 
     @property
@@ -163,9 +164,9 @@ class Method(LightningModule):
                     self._texts[name] = self.class_text(name)
         return torch.stack([self._texts[name].to(self.device) for name in class_names])
 
-    def smooth(self, raw_map: Tensor) -> Tensor:
+    def smooth(self, unsmoothed_map: Tensor) -> Tensor:
         """Smooths maps (B, S, S) with the method's Gaussian."""
-        return smooth(raw_map, self.sigma)
+        return smooth(unsmoothed_map, self.sigma)
 
     def forward(self, images: Tensor, class_names: list[str]) -> Prediction:
         """The same as :meth:`score`."""
@@ -250,7 +251,7 @@ class Method(LightningModule):
         self._finish_evaluation("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
-        """Scores a batch of pictures of which nothing is known."""
+        """Scores a batch of images of which nothing is known."""
         return self.score(batch["image"], batch["class_name"]).detached()
 
     # -- checkpoints ---------------------------------------------------------------------------------------

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.clip.blocks import LocalPath
-from vlad.clip.regions import cut, put_back, whole
+from vlad.clip.blocks import AttentionBranch
+from vlad.clip.regions import crop_regions, full_boxes, paste_maps
 from vlad.clip.similarity import normalize, to_grid, upsample
 from vlad.errors import MethodError, nearest
 from vlad.methods.base import Method
 from vlad.methods.losses import balanced_bce_loss, dice_loss, focal_loss
 from vlad.methods.refinement import Head, NoRefinement, build_refinement
-from vlad.synthesis import Random, Synthesizer, texture_source
+from vlad.pseudo_anomalies import Random, Synthesizer, texture_source
 from vlad.types import Batch, Prediction, Preprocess
 
 __all__ = ["CLIPADA"]
@@ -39,7 +39,7 @@ PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class CLIPADA(Method):
     """CLIP-ADA, reconstructed from its abstract: one prompt learned from pseudo-anomalies, maps refined by zoom.
 
-    Trained on normal pictures alone, of all categories together: pseudo-anomalies are painted into them, and a prompt
+    Trained on normal images alone, of all categories together: pseudo-anomalies are painted into them, and a prompt
     without a class name is learned whose text embedding is near the patches that were painted on. At test time the map
     is the patches' similarity to the prompt; then the regions that stand out are looked at again, closer.
 
@@ -85,8 +85,8 @@ class CLIPADA(Method):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny`` (A1).
             pretrained: open_clip weights tag, for plain names; null gives random weights.
-            image_size: Side of what the tower looks at, in pixels: the whole picture, or a region (A2).
-            full_size: Side S that pictures are given in, that regions are cut from and that maps have, in pixels.
+            image_size: Side of what the tower looks at, in pixels: the whole image, or a region (A2).
+            full_size: Side S that images are given in, that regions are cut from and that maps have, in pixels.
             weights: Trained parameters: one of vlad's checkpoints, or a run folder.
             layers: Blocks whose tokens are compared with the prompt, from 1; by default every quarter (A4).
             linear: Whether each level has a linear map to the joint space; else the value-value path's last tokens are
@@ -98,18 +98,18 @@ class CLIPADA(Method):
             bias: Logit of a cosine of 0 at the start; learned. None is needed beside a normal prompt.
             recipe: Pseudo-anomalies: ``perlin``, ``cutpaste``, ``poisson``, ``region`` or ``mixed`` (A8).
             textures: What is blended in: ``procedural``, ``images`` (of the batch), or a folder such as DTD's.
-            probability: Share of the training pictures that get a pseudo-anomaly.
+            probability: Share of the training images that get a pseudo-anomaly.
             keep_to_part: Whether pseudo-anomalies leave a plain background alone.
             pixel_loss: Loss beside Dice: binary cross-entropy; the same with three hard negatives for each positive;
                 or focal (A10).
             region_view: Weight of the loss on a square region about the pseudo-anomaly; 0 for none (A11).
             refinement: ``zoom`` looks at regions again, closer; ``head`` is a small trained decoder; ``none``; or what
                 has been added to :data:`vlad.methods.refinement.REFINEMENTS` (A12).
-            regions: Regions per picture at most, for zoom.
+            regions: Regions per image at most, for zoom.
             threshold: Share of the map's maximum that a region is above.
             margin: Size of a box in units of its region's.
-            min_side: Smallest side of a box as a share of the picture's, in training too. By default image_size /
-                full_size: a region is not enlarged beyond the pixels that the picture has.
+            min_side: Smallest side of a box as a share of the image's, in training too. By default image_size /
+                full_size: a region is not enlarged beyond the pixels that the image has.
             merge: ``mean`` of both looks, or the closer one alone (``fine``).
             steps: How many times zoom is applied.
             sigma: Standard deviation in pixels of the Gaussian over the map (A13).
@@ -151,7 +151,7 @@ class CLIPADA(Method):
 
     @property
     def preprocess(self) -> Preprocess:
-        """Pictures are given at ``full_size``: regions are cut from them."""
+        """Images are given at ``full_size``: regions are cut from them."""
         return Preprocess(self.full_size, self.backbone.mean, self.backbone.std)
 
     # -- text ----------------------------------------------------------------------------------------------
@@ -191,12 +191,12 @@ class CLIPADA(Method):
         with torch.no_grad():
             x = tower.embed(views)
             if not self.linear:  # value-value attention keeps a patch about itself (CLIP Surgery, AnomalyCLIP)
-                path = LocalPath(first=max(1, tower.depth // 4))
-                tokens = tower.run(x, local=path, local_taps=self.layers, need_last=False)
-                return [normalize(tower.project(tokens.local[layer][:, 1:]).float()) for layer in self.layers]
-            tokens = tower.run(x, taps=self.layers, need_last=False)
-        taps = (tokens.taps[layer][:, 1:] for layer in self.layers)
-        return [normalize(level(tap).float()) for level, tap in zip(self.maps, taps, strict=True)]
+                path = AttentionBranch(first=max(1, tower.depth // 4))
+                tokens = tower.run(x, branch=path, branch_layers=self.layers, need_last=False)
+                return [normalize(tower.project(tokens.branch[layer][:, 1:]).float()) for layer in self.layers]
+            tokens = tower.run(x, layers=self.layers, need_last=False)
+        hidden = (tokens.hidden_states[layer][:, 1:] for layer in self.layers)
+        return [normalize(level(layer).float()) for level, layer in zip(self.maps, hidden, strict=True)]
 
     def compare(self, views: Tensor) -> Tensor:
         """Compares each patch with the prompt: logits per level on the patch grid (L, n, g, g), float32.
@@ -210,34 +210,34 @@ class CLIPADA(Method):
             return to_grid(logits.flatten(0, 1)).unflatten(0, logits.shape[:2]) + getattr(self, "bias", 0.0)
 
     def look(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """Compares regions of pictures with the prompt (L, n, g, g).
+        """Compares regions of images with the prompt (L, n, g, g).
 
         Args:
-            images: Pictures (n, 3, S, S), normalised.
+            images: Images (n, 3, S, S), normalised.
             boxes: Regions (n, 4) as shares of the side: top, left, bottom, right.
         """
-        return self.compare(cut(images, boxes, self.image_size))
+        return self.compare(crop_regions(images, boxes, self.image_size))
 
     def score(self, images: Tensor, class_names: list[str]) -> Prediction:
         """Scores images; see :meth:`vlad.Method.score`. The prompt knows no classes: their names are not used.
 
         The prediction's ``unrefined`` is what it was before the refinement.
         """
-        boxes = whole(len(images), images.device)
+        boxes = full_boxes(len(images), images.device)
         levels = self.look(images, boxes)
-        logits, _ = put_back(levels.mean(0), boxes, images.shape[-1])
+        logits, _ = paste_maps(levels.mean(0), boxes, images.shape[-1])
         first = self.finish(logits)
         if isinstance(self.refinement, NoRefinement):
             return first
         refined = self.finish(self.refinement(logits, levels, images, self.look))
-        return Prediction(refined.raw_map, refined.anomaly_map, refined.image_score, unrefined=first)
+        return Prediction(refined.unsmoothed_map, refined.anomaly_map, refined.image_score, unrefined=first)
 
     def finish(self, logits: Tensor) -> Prediction:
         """Makes a prediction of logits (B, S, S): sigmoid, Gaussian, mean of the highest pixels."""
-        raw_map = logits.sigmoid()
-        anomaly_map = self.smooth(raw_map)
+        unsmoothed_map = logits.sigmoid()
+        anomaly_map = self.smooth(unsmoothed_map)
         count = max(1, round(self.top * anomaly_map[0].numel()))
-        return Prediction(raw_map, anomaly_map, anomaly_map.flatten(1).topk(count, dim=1).values.mean(1))
+        return Prediction(unsmoothed_map, anomaly_map, anomaly_map.flatten(1).topk(count, dim=1).values.mean(1))
 
     # -- training ------------------------------------------------------------------------------------------
 
@@ -248,13 +248,13 @@ class CLIPADA(Method):
             self._synthesizer.textures = texture_source(self.textures)
 
     def synthesize(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Paints pseudo-anomalies into normal pictures; the run's seed, the process and the step decide which.
+        """Paints pseudo-anomalies into normal images; the run's seed, the process and the step decide which.
 
         Args:
-            images: Normalised pictures (B, 3, S, S).
+            images: Normalised images (B, 3, S, S).
 
         Returns:
-            Changed pictures, normalised, and masks (B, S, S), bool.
+            Changed images, normalised, and masks (B, S, S), bool.
         """
         mean, std = (
             torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.backbone.mean, self.backbone.std)
@@ -265,7 +265,7 @@ class CLIPADA(Method):
         return (changed - mean) / std, mask
 
     def draw_boxes(self, mask: Tensor) -> Tensor:
-        """Draws a square about an anomalous pixel of each picture (B, 4), of a side from ``min_side`` to 1."""
+        """Draws a square about an anomalous pixel of each image (B, 4), of a side from ``min_side`` to 1."""
         size = mask.shape[-1]
         weight = torch.rand(mask.shape, device=mask.device) * (mask + 1e-3)
         place = weight.flatten(1).argmax(1)
@@ -276,16 +276,16 @@ class CLIPADA(Method):
         return torch.cat([corner, corner + side], dim=1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Paints pseudo-anomalies and returns pixel and Dice loss, of the whole pictures and of regions.
+        """Paints pseudo-anomalies and returns pixel and Dice loss, of the whole images and of regions.
 
         Each is the mean over the levels' maps and the fused one (and the decoder's, with ``refinement: head``).
         """
         images, mask = self.synthesize(batch["image"])
-        boxes = [whole(len(images), images.device)]
+        boxes = [full_boxes(len(images), images.device)]
         if self.region_view:
             boxes.append(self.draw_boxes(mask))
-        views = torch.cat([cut(images, b, self.image_size) for b in boxes])
-        targets = torch.cat([cut(mask[:, None].float(), b, self.image_size)[:, 0] > 0.5 for b in boxes])
+        views = torch.cat([crop_regions(images, b, self.image_size) for b in boxes])
+        targets = torch.cat([crop_regions(mask[:, None].float(), b, self.image_size)[:, 0] > 0.5 for b in boxes])
         levels = self.compare(views)
         maps = [upsample(level, self.image_size, align_corners=False) for level in (*levels, levels.mean(0))]
         if isinstance(self.refinement, Head):

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.clip.regions import find_regions, put_back
+from vlad.clip.regions import find_regions, paste_maps
 from vlad.errors import MethodError, nearest
 
 __all__ = ["REFINEMENTS", "Head", "Look", "NoRefinement", "Refinement", "Zoom", "build_refinement"]
 
 Look = Callable[[Tensor, Tensor], Tensor]
-"""(pictures (n, 3, S, S), boxes (n, 4)) → logits of each level on the patch grid (L, n, g, g)."""
+"""(images (n, 3, S, S), boxes (n, 4)) → logits of each level on the patch grid (L, n, g, g)."""
 
 
 class Refinement(Protocol):
@@ -32,8 +32,8 @@ class Refinement(Protocol):
         Args:
             logits: The first maps (B, S, S).
             levels: The same before they were fused and enlarged (L, B, g, g).
-            images: The pictures (B, 3, S, S), normalised.
-            look: Compares regions of pictures with the prompt.
+            images: The images (B, 3, S, S), normalised.
+            look: Compares regions of images with the prompt.
 
         Returns:
             Refined maps (B, S, S).
@@ -50,9 +50,9 @@ class NoRefinement:
 
 
 class Zoom:
-    """Looks again, closer: suspicious regions are cut from the full picture and compared with the same prompt (R1).
+    """Looks again, closer: suspicious regions are cut from the full image and compared with the same prompt (R1).
 
-    All regions of a batch run through the tower together. Every picture is looked at, normal or not.
+    All regions of a batch run through the tower together. Every image is looked at, normal or not.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Zoom:
         """Chooses the regions; the first four arguments as for :func:`vlad.clip.regions.find_regions`.
 
         Args:
-            count: Regions per picture at most.
+            count: Regions per image at most.
             threshold: Share of the maximum that a region is above.
             margin: Size of a box in units of the region's.
             min_side: Smallest side of a box.
@@ -96,16 +96,16 @@ class Zoom:
         return logits
 
     def merge_in(self, logits: Tensor, fine: Tensor, index: Tensor, boxes: Tensor) -> Tensor:
-        """Merges maps of regions into maps of pictures, in float32.
+        """Merges maps of regions into maps of images, in float32.
 
         Args:
-            logits: Maps of the pictures (B, S, S).
+            logits: Maps of the images (B, S, S).
             fine: Maps of the regions on the patch grid (n, g, g).
-            index: Which picture each is of (n,).
+            index: Which image each is of (n,).
             boxes: Where (n, 4).
         """
         logits = logits.float()
-        maps, cover = put_back(fine, boxes, logits.shape[-1])
+        maps, cover = paste_maps(fine, boxes, logits.shape[-1])
         total = torch.zeros_like(logits).index_add_(0, index, maps)
         times = torch.zeros_like(logits).index_add_(0, index, cover)
         mean = total / times.clamp(min=1)
@@ -114,7 +114,7 @@ class Zoom:
 
 
 class Head(nn.Module):
-    """A small trained decoder of the maps with the picture beside them (R3); it begins as the identity."""
+    """A small trained decoder of the maps with the image beside them (R3); it begins as the identity."""
 
     def __init__(self, levels: int, width: int = 32) -> None:
         """Builds the decoder.

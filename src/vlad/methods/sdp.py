@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlad.clip.blocks import LocalPath
+from vlad.clip.blocks import AttentionBranch
 from vlad.clip.similarity import normalize, to_grid, upsample, zero_to_one
 from vlad.methods.base import Method
 from vlad.methods.representative import Representative, representative_vector
@@ -114,17 +114,19 @@ class SDP(Method):
         ends = {layer: self.stage_end(layer) for layer in self.layers}
         tokens = tower.run(
             tower.embed(images),
-            taps={depth} & set(self.layers),
+            layers={depth} & set(self.layers),
             attended={layer + 1 for layer in self.layers if layer < depth},
-            local=LocalPath(first=1, restarts=self.stages) if stages else None,
-            local_taps=set(ends.values()) if stages else (),
+            branch=AttentionBranch(first=1, restarts=self.stages) if stages else None,
+            branch_layers=set(ends.values()) if stages else (),
             need_last=depth in self.layers,
         )
-        ordinary = [tokens.taps[depth] if layer == depth else tokens.attended[layer + 1] for layer in self.layers]
+        ordinary = [
+            tokens.hidden_states[depth] if layer == depth else tokens.attended[layer + 1] for layer in self.layers
+        ]
         if not stages:
             return ordinary, []
         staged = [
-            torch.cat([plain[:, :1], tokens.local[ends[layer]][:, 1:]], dim=1)
+            torch.cat([plain[:, :1], tokens.branch[ends[layer]][:, 1:]], dim=1)
             for layer, plain in zip(self.layers, ordinary, strict=True)
         ]
         return ordinary, staged
@@ -157,14 +159,14 @@ class SDP(Method):
         """Scores images; see :meth:`vlad.Method.score`."""
         _, staged = self.encode(images)
         patches, text_score = self.compare(staged, self.texts(class_names))
-        raw_map = upsample(to_grid(patches), images.shape[-1], align_corners=False)
-        return self.finish(raw_map, text_score)
+        unsmoothed_map = upsample(to_grid(patches), images.shape[-1], align_corners=False)
+        return self.finish(unsmoothed_map, text_score)
 
-    def finish(self, raw_map: Tensor, text_score: Tensor) -> Prediction:
+    def finish(self, unsmoothed_map: Tensor, text_score: Tensor) -> Prediction:
         """Smooths a map and joins the text score with the smoothed map's maximum."""
-        anomaly_map = self.smooth(raw_map)
+        anomaly_map = self.smooth(unsmoothed_map)
         terms = torch.stack([text_score.float(), anomaly_map.amax((1, 2))], dim=1)
-        return Prediction(raw_map, anomaly_map, terms.sum(1), terms)
+        return Prediction(unsmoothed_map, anomaly_map, terms.sum(1), terms)
 
     def fuse_scores(self, terms: Tensor) -> Tensor:
         """Joins the two terms (N, 2) of all images of a category; see ``image_fusion``."""

@@ -102,16 +102,16 @@ class SDPPlus(SDP):
         text = self.texts(class_names)
         ordinary, staged = self.encode(images)
         patches, text_score = self.compare(staged, text)
-        raw_map = upsample(to_grid(patches), size, align_corners=False)
+        unsmoothed_map = upsample(to_grid(patches), size, align_corners=False)
         for margin in self.margins(ordinary, text):
             # The softmax over two upsampled logits is the sigmoid of their upsampled difference.
-            raw_map = raw_map + upsample(to_grid(margin), size, align_corners=True).sigmoid()
-        return self.finish(raw_map, text_score)
+            unsmoothed_map = unsmoothed_map + upsample(to_grid(margin), size, align_corners=True).sigmoid()
+        return self.finish(unsmoothed_map, text_score)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Returns focal and Dice loss, each summed over the layers; the training loss is their sum.
 
-        Anomalous pictures without a mask are left out.
+        Anomalous images without a mask are left out.
         """
         known = known_masks(batch)
         images, mask = batch["image"][known], batch["mask"][known]

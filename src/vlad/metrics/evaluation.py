@@ -42,7 +42,7 @@ class EvaluationResult:
     Attributes:
         categories: One row per category: ``dataset``, ``category``, counts, and the columns of
             :data:`METRICS`, in [0, 1] or NaN.
-        images: One row per image: ``dataset``, ``category``, ``key``, ``path``, ``label``, ``image_score``.
+        images: One row per image: ``dataset``, ``category``, ``image_id``, ``path``, ``label``, ``image_score``.
         mean: Unweighted mean over the categories in which a metric is defined, per metric.
         pooled: The metrics of all categories' images and pixels together.
         undefined: Why a metric is NaN: data set, category, metric, reason.
@@ -167,7 +167,7 @@ class Evaluation:
             row: dict[str, Any] = {
                 "dataset": category[0],
                 "category": category[1],
-                "key": batch["key"][i],
+                "image_id": batch["image_id"][i],
                 "path": batch["path"][i],
             }
             row |= {
@@ -175,8 +175,8 @@ class Evaluation:
                 "image_score": float(scores[i]),
                 "index": int(batch["index"][i]),
             }
-            if prediction.image_terms is not None:
-                row["terms"] = prediction.image_terms[i].tolist()
+            if prediction.score_components is not None:
+                row["terms"] = prediction.score_components[i].tolist()
             self._images.append(row)
 
     def compute(self, fuse: Callable[[Tensor], Tensor | None] = lambda terms: None) -> EvaluationResult:

@@ -30,7 +30,7 @@ class PromptSet:
         """Returns the normal and the abnormal sentences of a class, states outermost.
 
         Args:
-            class_name: What is in the picture. Published checkpoints saw the data sets' folder names,
+            class_name: What is in the image. Published checkpoints saw the data sets' folder names,
                 underscores included.
         """
         normal, abnormal = (

@@ -28,8 +28,8 @@ class MeanCosine(Method):
         return -features @ normalize(self.prototype)
 
     def score(self, images, class_names):
-        raw_map = upsample(to_grid(self.patches(images)), images.shape[-1], align_corners=False)
-        return Prediction(raw_map, self.smooth(raw_map), raw_map.amax((1, 2)))
+        unsmoothed_map = upsample(to_grid(self.patches(images)), images.shape[-1], align_corners=False)
+        return Prediction(unsmoothed_map, self.smooth(unsmoothed_map), unsmoothed_map.amax((1, 2)))
 
     def loss(self, batch):
         anomalous = upsample(to_grid(self.patches(batch["image"])), batch["image"].shape[-1], align_corners=False)

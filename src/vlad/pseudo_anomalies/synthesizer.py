@@ -1,4 +1,4 @@
-"""From normal pictures to pseudo-anomalous ones with exact masks."""
+"""From normal images to pseudo-anomalous ones with exact masks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vlad.errors import MethodError, nearest
-from vlad.synthesis.foreground import foreground
-from vlad.synthesis.random import Random
-from vlad.synthesis.recipes import RECIPES, Scene
-from vlad.synthesis.textures import Textures, procedural_textures
+from vlad.pseudo_anomalies.foreground import foreground
+from vlad.pseudo_anomalies.random import Random
+from vlad.pseudo_anomalies.recipes import RECIPES, Scene
+from vlad.pseudo_anomalies.textures import Textures, procedural_textures
 
 __all__ = ["Synthesizer"]
 
@@ -20,17 +20,17 @@ _TRIES = 12
 
 @dataclass
 class Synthesizer:
-    """Makes pseudo-anomalies in normal pictures.
+    """Makes pseudo-anomalies in normal images.
 
-    Outside the masks pictures are what they were, to the last bit; inside they are visibly changed. Results depend on
-    the pictures and the source of random numbers alone, on any device.
+    Outside the masks images are what they were, to the last bit; inside they are visibly changed. Results depend on
+    the images and the source of random numbers alone, on any device.
 
     Attributes:
-        recipe: ``perlin``, ``cutpaste``, ``poisson``, ``region``, or ``mixed``: one of them for each picture.
-        probability: Share of the pictures that are changed.
+        recipe: ``perlin``, ``cutpaste``, ``poisson``, ``region``, or ``mixed``: one of them for each image.
+        probability: Share of the images that are changed.
         keep_to_part: Whether only the part is changed, never a plain background.
-        textures: What the recipes blend in; see :func:`vlad.synthesis.texture_source`.
-        min_area: Smallest area of a mask, as a share of the picture.
+        textures: What the recipes blend in; see :func:`vlad.pseudo_anomalies.texture_source`.
+        min_area: Smallest area of a mask, as a share of the image.
         min_change: Smallest mean change inside a mask, of values in [0, 1].
 
     Raises:
@@ -57,14 +57,14 @@ class Synthesizer:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, random: Random) -> tuple[Tensor, Tensor]:
-        """Changes pictures.
+        """Changes images.
 
         Args:
-            images: Normal pictures (B, 3, S, S) in [0, 1].
-            random: Source of random numbers, on the pictures' device.
+            images: Normal images (B, 3, S, S) in [0, 1].
+            random: Source of random numbers, on the images' device.
 
         Returns:
-            Changed pictures (B, 3, S, S) in [0, 1], and masks (B, S, S), bool: True where anomalous. A picture in which
+            Changed images (B, 3, S, S) in [0, 1], and masks (B, S, S), bool: True where anomalous. An image in which
             twelve tries left nothing visible stays normal.
         """
         with torch.autocast(images.device.type, enabled=False):

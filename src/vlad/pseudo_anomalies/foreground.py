@@ -1,4 +1,4 @@
-"""Where the part is: what differs from the colour along the picture's border."""
+"""Where the part is: what differs from the colour along the image's border."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["foreground"]
 
 
 def foreground(images: Tensor) -> Tensor:
-    """Finds the part in pictures of a part before a plain background.
+    """Finds the part in images of a part before a plain background.
 
-    Where the border is not plain, or nothing or nearly everything stands out, the whole picture counts: textures and
+    Where the border is not plain, or nothing or nearly everything stands out, the whole image counts: textures and
     close-ups have no background.
 
     Args:
-        images: Pictures (B, 3, S, S) in [0, 1].
+        images: Images (B, 3, S, S) in [0, 1].
 
     Returns:
         True on the part (B, S, S), bool.

@@ -2,7 +2,7 @@
 
 The published recipe (DRAEM, DeSTSeg) builds the noise by repeating lattice cells, so that the image's side must be
 divisible by their number: 336 fails at 32 cells, 518 at 4 and above. Here the noise is a function of the place, which
-is looked up at every pixel; of large pictures at every pixel of a smaller one, as the noise is smooth.
+is looked up at every pixel; of large images at every pixel of a smaller one, as the noise is smooth.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.synthesis.random import Random
+from vlad.pseudo_anomalies.random import Random
 
 __all__ = ["MAX_CELLS", "perlin_masks", "perlin_noise", "plane"]
 

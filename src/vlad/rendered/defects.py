@@ -1,4 +1,4 @@
-"""Defects, painted on a picture with their exact masks."""
+"""Defects, painted on an image with their exact masks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlad.synthetic.draw import Array, Draw, blob, grid, rotate, segment_distance, smoothstep
-from vlad.synthetic.parts import COLORS
+from vlad.rendered.draw import Array, Draw, blob, grid, rotate, segment_distance, smoothstep
+from vlad.rendered.parts import COLORS
 
 __all__ = ["DEFECTS", "LESIONS", "Canvas"]
 
 
 @dataclass
 class Canvas:
-    """A picture without defect.
+    """An image without defect.
 
     Attributes:
         image: Red, green, blue in [0, 1] (3, S, S); edited in place.

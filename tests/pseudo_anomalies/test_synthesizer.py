@@ -10,9 +10,9 @@ from PIL import Image
 from tests_support import write_picture
 
 from vlad.errors import DataError, MethodError
-from vlad.synthesis import RECIPES, FolderTextures, Random, Synthesizer, foreground, texture_source
-from vlad.synthesis.perlin import perlin_masks, perlin_noise
-from vlad.synthesis.poisson import blend, solve_poisson
+from vlad.pseudo_anomalies import RECIPES, FolderTextures, Random, Synthesizer, foreground, texture_source
+from vlad.pseudo_anomalies.perlin import perlin_masks, perlin_noise
+from vlad.pseudo_anomalies.poisson import blend, solve_poisson
 
 
 def pictures(count=4, size=96, seed=0):
@@ -90,7 +90,7 @@ def test_one_picture_alone():
 
 def test_what_cannot_be_seen_stays_normal():
     flat = torch.full((2, 3, 64, 64), 0.5)
-    changed, mask = Synthesizer("poisson")(flat, Random(0))  # a flat piece in a flat picture
+    changed, mask = Synthesizer("poisson")(flat, Random(0))  # a flat piece in a flat image
     assert not mask.any()
     assert torch.equal(changed, flat)
 
@@ -202,12 +202,12 @@ def test_textures_of_a_folder(tmp_path):
 
 
 def test_folders_without_textures(tmp_path):
-    with pytest.raises(DataError, match=r"texture folder .*nowhere does not exist; give a folder of pictures"):
+    with pytest.raises(DataError, match=r"texture folder .*nowhere does not exist; give a folder of images"):
         texture_source(str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         texture_source(str(tmp_path))
 
 
 def test_kornia_is_not_imported_before_it_is_needed():
-    code = "import vlad.methods.clip_ada, vlad.synthesis, sys; print('kornia' in sys.modules)"
+    code = "import vlad.methods.clip_ada, vlad.pseudo_anomalies, sys; print('kornia' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,4 +1,4 @@
-"""One picture: a part or a tissue, its light and background, and perhaps a defect."""
+"""One image: a part or a tissue, its light and background, and perhaps a defect."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlad.synthetic.defects import DEFECTS, LESIONS, Canvas
-from vlad.synthetic.draw import Array, Draw, grid, rotate, smoothstep
-from vlad.synthetic.parts import COLORS, SHAPES, TEXTURES
-from vlad.synthetic.tissue import TISSUES
+from vlad.rendered.defects import DEFECTS, LESIONS, Canvas
+from vlad.rendered.draw import Array, Draw, grid, rotate, smoothstep
+from vlad.rendered.parts import COLORS, SHAPES, TEXTURES
+from vlad.rendered.tissue import TISSUES
 
-__all__ = ["Look", "Picture", "render"]
+__all__ = ["Look", "RenderedImage", "render"]
 
 
 class Look(NamedTuple):
-    """What is in a picture: a part by shape, texture and colour, or a tissue.
+    """What is in an image: a part by shape, texture and colour, or a tissue.
 
     Attributes:
         shape: One of :data:`SHAPES`, or of :data:`TISSUES`.
@@ -28,8 +28,8 @@ class Look(NamedTuple):
     color: str = ""
 
 
-class Picture(NamedTuple):
-    """A rendered picture.
+class RenderedImage(NamedTuple):
+    """A rendered image.
 
     Attributes:
         image: Red, green, blue (S, S, 3), uint8.
@@ -40,8 +40,8 @@ class Picture(NamedTuple):
     mask: Array
 
 
-def render(look: Look, defect: str = "", *, seed: tuple[int, ...], size: int = 128) -> Picture:
-    """Renders a picture, the same on every machine for one seed.
+def render(look: Look, defect: str = "", *, seed: tuple[int, ...], size: int = 128) -> RenderedImage:
+    """Renders an image, the same on every machine for one seed.
 
     Args:
         look: What is in it.
@@ -67,7 +67,7 @@ def render(look: Look, defect: str = "", *, seed: tuple[int, ...], size: int = 1
     image += canvas.image * 255
     image += 0.5
     np.clip(image, 0, 255, out=image)
-    return Picture(np.ascontiguousarray(image.astype(np.uint8).transpose(1, 2, 0)), mask)
+    return RenderedImage(np.ascontiguousarray(image.astype(np.uint8).transpose(1, 2, 0)), mask)
 
 
 def _background(draw: Draw, size: int) -> Array:

@@ -1,4 +1,4 @@
-"""Recipes of pseudo-anomalies: each changes some region of every picture and says exactly which."""
+"""Recipes of pseudo-anomalies: each changes some region of every image and says exactly which."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.synthesis.perlin import perlin_masks
-from vlad.synthesis.poisson import blend
-from vlad.synthesis.random import Random
-from vlad.synthesis.textures import Textures, each_by_kind, image_textures
+from vlad.pseudo_anomalies.perlin import perlin_masks
+from vlad.pseudo_anomalies.poisson import blend
+from vlad.pseudo_anomalies.random import Random
+from vlad.pseudo_anomalies.textures import Textures, each_by_kind, image_textures
 
 __all__ = ["RECIPES", "Scene", "cutpaste", "perlin", "poisson", "region"]
 
@@ -22,7 +22,7 @@ class Scene:
     """What a recipe works on.
 
     Attributes:
-        images: All pictures of the batch (B, 3, S, S) in [0, 1].
+        images: All images of the batch (B, 3, S, S) in [0, 1].
         rows: Those to change (n,), int64.
         allowed: Where they may be changed (n, S, S), bool.
         textures: Source of textures.
@@ -37,11 +37,11 @@ class Scene:
 
     @property
     def pictures(self) -> Tensor:
-        """The pictures to change (n, 3, S, S)."""
+        """The images to change (n, 3, S, S)."""
         return self.images[self.rows]
 
     def places(self) -> Tensor:
-        """Draws a place where each picture may be changed: row and column (n, 2), int64."""
+        """Draws a place where each image may be changed: row and column (n, 2), int64."""
         count = self.allowed.flatten(1).cumsum(1)
         size = self.allowed.shape[-1]
         wanted = (self.random.uniform(0, 1, len(count), 1) * count[:, -1:]).long() + 1
@@ -50,7 +50,7 @@ class Scene:
 
 
 Recipe = Callable[[Scene], tuple[Tensor, Tensor]]
-"""Scene → changed pictures (n, 3, S, S) and their masks (n, S, S), bool. Outside the mask nothing may be changed."""
+"""Scene → changed images (n, 3, S, S) and their masks (n, S, S), bool. Outside the mask nothing may be changed."""
 
 
 def _three_changes(textures: Tensor, random: Random) -> Tensor:
@@ -85,7 +85,7 @@ def _three_changes(textures: Tensor, random: Random) -> Tensor:
 def perlin(scene: Scene) -> tuple[Tensor, Tensor]:
     """Blends a texture into Perlin blotches (DRAEM, Zavrtanik et al., 2021; DeSTSeg, Zhang et al., 2023).
 
-    x (1 − M) + ((1 − β) A + β x) M, the share β of the picture drawn from [0, 0.8).
+    x (1 − M) + ((1 − β) A + β x) M, the share β of the image drawn from [0, 0.8).
     """
     pictures, random = scene.pictures, scene.random
     texture = _three_changes(scene.textures(scene.images, scene.rows, random), random)
@@ -95,9 +95,9 @@ def perlin(scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def cutpaste(scene: Scene) -> tuple[Tensor, Tensor]:
-    """Pastes a piece of the picture elsewhere: a rectangle, or a thin turned scar (CutPaste, Li et al., 2021).
+    """Pastes a piece of the image elsewhere: a rectangle, or a thin turned scar (CutPaste, Li et al., 2021).
 
-    Rectangles cover 2 to 15 % of the picture, sides 0.3 to 3.3; scars are 1 to 6 % of the side wide and 4 to 10 %
+    Rectangles cover 2 to 15 % of the image, sides 0.3 to 3.3; scars are 1 to 6 % of the side wide and 4 to 10 %
     long, turned by up to 45°. Colours are jittered by up to a tenth, as published.
     """
     from kornia import enhance
@@ -116,7 +116,7 @@ def cutpaste(scene: Scene) -> tuple[Tensor, Tensor]:
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     v, u = cos * y - sin * x, sin * y + cos * x  # in the axes of the piece
     mask = (v.abs() <= height[:, None, None] / 2) & (u.abs() <= width[:, None, None] / 2) & scene.allowed
-    # The piece is cut upright about another place, as far inside the picture as it fits.
+    # The piece is cut upright about another place, as far inside the image as it fits.
     extent = torch.stack([height, width], dim=1)
     source = torch.minimum(random.uniform(0, 1, n, 2) * size, (size - extent / 2).clamp(min=0))
     source = torch.maximum(source, (extent / 2).clamp(max=size)).floor() + 0.5
@@ -129,9 +129,9 @@ def cutpaste(scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def poisson(scene: Scene) -> tuple[Tensor, Tensor]:
-    """Blends a piece of another picture in seamlessly (after NSA, Schlüter et al., 2022).
+    """Blends a piece of another image in seamlessly (after NSA, Schlüter et al., 2022).
 
-    The pieces of one call have one size; places and sources differ. What differs from the picture by less than 6 of
+    The pieces of one call have one size; places and sources differ. What differs from the image by less than 6 of
     255 grey levels is left as it was and does not count.
     """
     pictures, random = scene.pictures, scene.random

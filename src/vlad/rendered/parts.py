@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vlad.synthetic.draw import Array, Draw, smoothstep
+from vlad.rendered.draw import Array, Draw, smoothstep
 
 __all__ = ["COLORS", "SHAPES", "TEXTURES"]
 

@@ -1,6 +1,6 @@
-"""Random numbers, noise and the small functions of the image plane that all pictures are made of.
+"""Random numbers, noise and the small functions of the image plane that all images are made of.
 
-A picture is the same on every machine: random numbers are drawn from [0, 1) alone, whose streams are fixed;
+An image is the same on every machine: random numbers are drawn from [0, 1) alone, whose streams are fixed;
 planes are float32 and made by additions, products and roots, which IEEE 754 fixes to the last bit; sines, which
 it does not, are taken in float64 and rounded.
 """

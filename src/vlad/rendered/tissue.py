@@ -1,4 +1,4 @@
-"""Medical-like pictures: smooth ellipses and tissue. Nothing here resembles a patient."""
+"""Medical-like images: smooth ellipses and tissue. Nothing here resembles a patient."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vlad.synthetic.draw import Array, Draw, grid, rotate, segment_distance, smoothstep
+from vlad.rendered.draw import Array, Draw, grid, rotate, segment_distance, smoothstep
 
 __all__ = ["TISSUES"]
 

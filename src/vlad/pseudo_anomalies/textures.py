@@ -1,4 +1,4 @@
-"""What is blended in: textures from a folder, from other pictures, or made on the spot."""
+"""What is blended in: textures from a folder, from other images, or made on the spot."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from vlad.errors import DataError
-from vlad.synthesis.perlin import perlin_noise, plane
-from vlad.synthesis.random import Random
+from vlad.pseudo_anomalies.perlin import perlin_noise, plane
+from vlad.pseudo_anomalies.random import Random
 
 __all__ = ["FolderTextures", "Textures", "each_by_kind", "image_textures", "procedural_textures", "texture_source"]
 
 Textures = Callable[[Tensor, Tensor, Random], Tensor]
-"""(pictures (B, 3, S, S), rows that need a texture (n,), random) → textures (n, 3, S, S) in [0, 1]."""
+"""(images (B, 3, S, S), rows that need a texture (n,), random) → textures (n, 3, S, S) in [0, 1]."""
 
 
 def procedural_textures(images: Tensor, rows: Tensor, random: Random) -> Tensor:
@@ -71,7 +71,7 @@ def each_by_kind(kinds: Sequence[Callable[[Tensor], Tensor]], chosen: Tensor, li
 
 
 def image_textures(images: Tensor, rows: Tensor, random: Random) -> Tensor:
-    """Takes other pictures of the batch, turned by quarters and mirrored; a picture alone takes itself, moved."""
+    """Takes other images of the batch, turned by quarters and mirrored; an image alone takes itself, moved."""
     step = random.whole(1, max(1, len(images) - 1), len(rows))
     taken = images[(rows + step) % len(images)]
     shift = random.whole(images.shape[-1] // 4, images.shape[-1] * 3 // 4, 2).tolist()
@@ -83,30 +83,30 @@ def image_textures(images: Tensor, rows: Tensor, random: Random) -> Tensor:
 
 
 class FolderTextures:
-    """Pictures of a folder and its subfolders, such as DTD's.
+    """Images of a folder and its subfolders, such as DTD's.
 
     Up to ``limit`` of them, drawn once, are decoded at the first use and kept in memory (at 336 px some 340 MB per
     thousand), so that training never waits for a disk.
     """
 
     def __init__(self, folder: str | Path, *, limit: int = 1000) -> None:
-        """Lists the pictures.
+        """Lists the images.
 
         Args:
             folder: The folder.
-            limit: At most so many pictures are used.
+            limit: At most so many images are used.
 
         Raises:
-            DataError: No such folder, or no picture in it.
+            DataError: No such folder, or no image in it.
         """
         from vlad.datamodules.index import IMAGE_SUFFIXES, list_files
 
         folder = Path(folder)
         if not folder.is_dir():
-            raise DataError(f"texture folder {folder} does not exist; give a folder of pictures, such as DTD's images")
+            raise DataError(f"texture folder {folder} does not exist; give a folder of images, such as DTD's images")
         self.files = [folder / file for file in list_files(folder)]
         if not self.files:
-            raise DataError(f"texture folder {folder} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise DataError(f"texture folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         if len(self.files) > limit:
             chosen = np.random.default_rng(0).permutation(len(self.files))[:limit]
             self.files = [self.files[i] for i in sorted(chosen)]
@@ -136,10 +136,10 @@ def texture_source(name: str) -> Textures:
     """Returns a source by name.
 
     Args:
-        name: ``procedural``, ``images`` (other pictures of the batch), or a folder.
+        name: ``procedural``, ``images`` (other images of the batch), or a folder.
 
     Raises:
-        DataError: The folder does not exist or holds no picture.
+        DataError: The folder does not exist or holds no image.
     """
     if name == "procedural":
         return procedural_textures

@@ -1,4 +1,4 @@
-"""The procedural benchmark as two data sets: which pictures there are, and their files in MVTec AD's layout."""
+"""The procedural benchmark as two data sets: which images there are, and their files in MVTec AD's layout."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlad.files import cache_folder
-from vlad.synthetic.defects import DEFECTS, LESIONS
-from vlad.synthetic.parts import SHAPES, TEXTURES
-from vlad.synthetic.scene import Look, render
-from vlad.synthetic.tissue import TISSUES
+from vlad.rendered.defects import DEFECTS, LESIONS
+from vlad.rendered.parts import SHAPES, TEXTURES
+from vlad.rendered.scene import Look, render
+from vlad.rendered.tissue import TISSUES
 
 __all__ = ["AUXILIARY", "SIZE", "TEST", "UNSEEN_DEFECT", "VERSION", "auxiliary_looks", "render_dataset"]
 
 VERSION = 1
-"""Changes whenever a picture does: figures of different versions are not comparable."""
+"""Changes whenever an image does: figures of different versions are not comparable."""
 
 SIZE = 128
-"""Side of the pictures in pixels."""
+"""Side of the images in pixels."""
 
 UNSEEN_DEFECT = "thread"
-"""The defect that no auxiliary picture shows."""
+"""The defect that no auxiliary image shows."""
 
 
 def _parts(*looks: str) -> dict[str, Look]:
@@ -45,7 +45,7 @@ TEST: dict[str, Look] = _parts(
     "yellow marbled crescent",
     "brown woven surface",
 ) | {"mucosa": Look("mucosa"), "thorax": Look("thorax")}
-"""Test categories. Their pairs of shape and texture, and their tissues, are in no auxiliary picture."""
+"""Test categories. Their pairs of shape and texture, and their tissues, are in no auxiliary image."""
 
 AUXILIARY: dict[str, Look] = _parts(
     "grey striped disc",
@@ -76,7 +76,7 @@ def auxiliary_looks() -> list[Look]:
 
 
 def _pictures(name: str) -> Iterator[tuple[str, str, str, int, Look]]:
-    """Yields category, split, species, number and look of every picture of a data set."""
+    """Yields category, split, defect_type, number and look of every image of a data set."""
     auxiliary = name == "synthetic_aux"
     for category, look in (AUXILIARY if auxiliary else TEST).items():
         kinds = list(LESIONS if look.shape in TISSUES else DEFECTS)
@@ -84,9 +84,9 @@ def _pictures(name: str) -> Iterator[tuple[str, str, str, int, Look]]:
             kinds = [kind for kind in kinds if kind != UNSEEN_DEFECT]
         counts = {("train", "good"): 32, ("test", "good"): 24}
         counts |= {("test", kind): 8 if look.shape in TISSUES else 3 if auxiliary else 2 for kind in kinds}
-        for (split, species), count in counts.items():
+        for (split, defect_type), count in counts.items():
             for number in range(count):
-                yield category, split, species, number, look
+                yield category, split, defect_type, number, look
 
 
 def render_dataset(name: str, cache: Path | None = None) -> Path:
@@ -105,7 +105,7 @@ def render_dataset(name: str, cache: Path | None = None) -> Path:
         return target
     cache.mkdir(parents=True, exist_ok=True)
     pictures = list(_pictures(name))
-    print(f"rendering {len(pictures)} pictures into {target} (once, some seconds)", file=sys.stderr, flush=True)
+    print(f"rendering {len(pictures)} images into {target} (once, some seconds)", file=sys.stderr, flush=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
     try:
         _write(name, pictures, partial)
@@ -122,13 +122,13 @@ def render_dataset(name: str, cache: Path | None = None) -> Path:
 def _write(name: str, pictures: list[tuple[str, str, str, int, Look]], folder: Path) -> None:
     from PIL import Image
 
-    for category, split, species, number, look in pictures:
-        seed = zlib.crc32(f"{name}/{category}/{split}/{species}".encode())
-        picture = render(look, "" if species == "good" else species, seed=(VERSION, seed, number), size=SIZE)
-        place = folder / category / split / species
+    for category, split, defect_type, number, look in pictures:
+        seed = zlib.crc32(f"{name}/{category}/{split}/{defect_type}".encode())
+        picture = render(look, "" if defect_type == "good" else defect_type, seed=(VERSION, seed, number), size=SIZE)
+        place = folder / category / split / defect_type
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.image).save(place / f"{number:03}.png", compress_level=1)
-        if species != "good":
-            place = folder / category / "ground_truth" / species
+        if defect_type != "good":
+            place = folder / category / "ground_truth" / defect_type
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture.mask).save(place / f"{number:03}_mask.png")

@@ -1,0 +1,9 @@
+"""Pseudo-anomalies for self-supervised methods: recipes, textures, masks. Knows nothing of methods or CLIP."""
+
+from vlad.pseudo_anomalies.foreground import foreground
+from vlad.pseudo_anomalies.random import Random
+from vlad.pseudo_anomalies.recipes import RECIPES, Scene
+from vlad.pseudo_anomalies.synthesizer import Synthesizer
+from vlad.pseudo_anomalies.textures import FolderTextures, texture_source
+
+__all__ = ["RECIPES", "FolderTextures", "Random", "Scene", "Synthesizer", "foreground", "texture_source"]
