@@ -11,10 +11,15 @@ Examples:
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vlad.registry import list_methods
+
+# Idle threads of OpenMP sleep instead of spinning: on a busy machine half the time, on a quiet one no loss. It is read
+# when torch is first imported, and what the user has set stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = ["AnomalyDataModule", "Method", "Prediction", "__version__", "get_method", "list_methods", "load"]

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad.errors import MethodError, WeightsError, nearest
+from vlad.errors import WeightsError
 from vlad.registry import get_method
 
 if TYPE_CHECKING:
     from vlad.methods.base import Method
 
-__all__ = ["load"]
+__all__ = ["load", "restore"]
+
+_FILES = {".ckpt", ".pth", ".pt", ".safetensors"}
 
 
-def load(name: str, **overrides: Any) -> Method:
+def load(name: str | Path, *, allow_untrained: bool = False, **overrides: Any) -> Method:
     """Builds a method, or restores a trained one, ready to score.
 
     Args:
         name: A registered method name, a class path, a run folder, or a checkpoint file of vlad's.
+        allow_untrained: Whether a method that has to be trained may be built without weights, for experiments.
         **overrides: Constructor arguments of the method; they take precedence over what a run saved.
 
     Returns:
@@ -28,7 +31,7 @@ def load(name: str, **overrides: Any) -> Method:
     Raises:
         RegistryError: No such method.
         WeightsError: The run folder holds nothing to load, or does not fit.
-        MethodError: An argument that the method does not have.
+        MethodError: An argument that the method does not have, or an untrained method.
 
     Examples:
         >>> import vlad
@@ -37,42 +40,77 @@ def load(name: str, **overrides: Any) -> Method:
             ...
         vlad.errors.RegistryError: no method is named 'sdp_pluss'; did you mean sdp_plus or sdp?
     """
+    from vlad.methods.arguments import check_known
+
     path = Path(name)
-    if path.suffix in {".ckpt", ".pth", ".pt", ".safetensors"} or path.is_dir():
-        return _restore(path, overrides).eval()
-    return _build(get_method(name), overrides).eval()
+    if path.suffix in _FILES or path.is_dir():
+        return restore(path, overrides).eval()
+    cls = get_method(str(name))
+    check_known(cls, overrides)
+    method = cls(**overrides)
+    method.allow_untrained = allow_untrained
+    if method.trains:
+        method.refuse_unfit()
+    return method.eval()
 
 
-def _build(cls: type[Method], arguments: dict[str, Any]) -> Method:
-    known = set(inspect.signature(cls.__init__).parameters) - {"self"}
-    for argument in arguments:
-        if argument not in known:
-            raise MethodError(f"{cls.__name__} has no argument '{argument}'; {nearest(argument, known)}")
-    return cls(**arguments)
+def restore(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Method:
+    """Restores the method of a run folder or checkpoint, ready to score.
 
+    Args:
+        path: A checkpoint file, or the folder of a fit, test or predict run.
+        overrides: Constructor arguments that take precedence over the saved ones.
 
-def _restore(path: Path, overrides: dict[str, Any]) -> Method:
-    from vlad.weights import find_checkpoint, hyperparameters, read_file
+    Raises:
+        WeightsError: Nothing to restore, or an untrained method.
+        MethodError: An argument that the method does not have.
+    """
+    from vlad.checkpoint import hyperparameters, read_checkpoint
+    from vlad.methods.arguments import check_known
 
+    path, overrides = Path(path), dict(overrides or {})
     if path.is_dir() and not any(path.glob("checkpoints/*.ckpt")):
         return _from_config(path, overrides)
-    file = find_checkpoint(path)
-    checkpoint = dict(read_file(file))
-    if "vlad" not in checkpoint:
-        raise WeightsError(f"{file} is no vlad checkpoint; load it with vlad.load(METHOD, weights='{file}')")
+    checkpoint = read_checkpoint(path)
     cls = get_method(checkpoint["vlad"]["class_path"])
-    method = _build(cls, {**hyperparameters(checkpoint), **overrides})
+    arguments = {**hyperparameters(checkpoint), **overrides}
+    if str(arguments.get("backbone")).startswith("object:"):
+        raise WeightsError(
+            f"{path} was made with a ready encoder object; give it again: vlad.load(…, backbone=encoder)"
+        )
+    check_known(cls, arguments)
+    method = cls(**arguments)
     method.on_load_checkpoint(checkpoint)
     method.load_state_dict(checkpoint["state_dict"])
     return method
 
 
 def _from_config(folder: Path, overrides: dict[str, Any]) -> Method:
-    """Builds the training-free method of a run that saved a config but had nothing to checkpoint."""
+    """Builds the method of a run that has no checkpoint of its own, from the config that it saved."""
     import yaml
 
+    from vlad.methods.arguments import check_known
+
     for file in sorted(folder.glob("*.yaml")):
-        model = (yaml.safe_load(file.read_text()) or {}).get("model")
-        if isinstance(model, dict) and "class_path" in model:
-            return _build(get_method(model["class_path"]), {**model.get("init_args", {}), **overrides})
+        config = yaml.safe_load(file.read_text()) or {}
+        model = config.get("model")
+        if not (isinstance(model, dict) and "class_path" in model):
+            continue
+        if config.get("ckpt_path"):
+            return restore(config["ckpt_path"], overrides)
+        cls = get_method(model["class_path"])
+        arguments = {**model.get("init_args", {}), **overrides}
+        check_known(cls, arguments)
+        method = cls(**arguments)
+        if method.trains and not method.origin and not method.allow_untrained:
+            raise WeightsError(
+                f"{folder} is the run of an untrained {cls.__name__}: it holds nothing trained; give the folder of the "
+                "fit run"
+            )
+        if (folder / "references.csv").is_file():
+            raise WeightsError(
+                f"{folder} used reference images and did not save what was fitted on them: run it with "
+                "--references.save true, or fit again: method.fit_references(datamodule.reference_dataloader())"
+            )
+        return method
     raise WeightsError(f"{folder} is no run folder: it holds neither checkpoints/*.ckpt nor a config with a model")

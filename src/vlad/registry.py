@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["GROUP", "Plugin", "canonical", "discover", "get_method", "list_methods", "refresh", "resolve"]
 
 GROUP = "vlad.methods"
-API_VERSION = 1  # of the Method interface; a plug-in states the one it was written for as `Method.api`
+API_VERSION = 2  # of the Method interface; a plug-in states the one it was written for as `Method.api`
 
 
 @dataclass(frozen=True)

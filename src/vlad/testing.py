@@ -12,6 +12,7 @@ The tiny CLIP has random weights and needs no download, so a plug-in's tests run
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from vlad.clip.backbone import random_clip, save_local
+from vlad.errors import MethodError
 from vlad.methods.base import Method
-from vlad.types import Batch, Prediction
+from vlad.types import Batch, Prediction, map_tensors, take_rows
 
 __all__ = ["TINY_CLIP", "check_method", "iter_checks", "random_batch", "tiny_clip"]
 
@@ -62,11 +64,7 @@ def random_batch(size: int = 3, image_size: int = 64, seed: int = 0) -> Batch:
         category=["noise"] * size,
         image_id=[str(i) for i in range(size)],
         path=[f"{i}.png" for i in range(size)],
-        mask_path=[""] * size,
         index=torch.arange(size),
-        row_crop=[""] * size,
-        frame=torch.full((size,), -1),
-        reader=[""] * size,
     )
 
 
@@ -75,30 +73,58 @@ def _close(a: Tensor, b: Tensor, tolerance: float, what: str) -> None:
     assert deviation <= tolerance, f"{what}: relative deviation {deviation:.1e} is above {tolerance:.0e}"
 
 
+def _side(method: Method) -> int:
+    return method.requirements.preprocess.size
+
+
+def _batch(method: Method, size: int = 3, seed: int = 0) -> Batch:
+    return random_batch(size, _side(method), seed)
+
+
 def _score(method: Method, batch: Batch) -> Prediction:
     with torch.no_grad():
         return method.eval().score(batch["image"], batch["class_name"])
 
 
 def check_contract(method: Method) -> None:
-    """A prediction has maps (B, S, S) and scores (B,), float32 and finite."""
-    batch = random_batch(image_size=method.image_size)
+    """A prediction has maps (B, S, S) and scores (B,), float32 and finite, in every stage."""
+    batch, side = _batch(method), _side(method)
     prediction = _score(method, batch)
-    side = method.image_size
-    for name, shape in (
-        ("unsmoothed_map", (3, side, side)),
-        ("anomaly_map", (3, side, side)),
-        ("image_score", (3,)),
-    ):
-        value = getattr(prediction, name)
-        assert value.shape == shape, f"{name} has shape {tuple(value.shape)}, expected {shape}"
-        assert value.dtype == torch.float32, f"{name} is {value.dtype}, expected float32"
-        assert value.isfinite().all(), f"{name} is not finite"
+    for stage, one in {"": prediction, **(prediction.stages or {})}.items():
+        for name, shape in (
+            ("unsmoothed_map", (3, side, side)),
+            ("anomaly_map", (3, side, side)),
+            ("image_score", (3,)),
+        ):
+            value = getattr(one, name)
+            assert value.shape == shape, f"{stage} {name} has shape {tuple(value.shape)}, expected {shape}"
+            assert value.dtype == torch.float32, f"{stage} {name} is {value.dtype}, expected float32"
+            assert value.isfinite().all(), f"{stage} {name} is not finite"
+
+
+def check_features(method: Method) -> None:
+    """Features are tensors with the batch first, and equal in rows what each image gives alone."""
+    batch = _batch(method)
+    with torch.no_grad():
+        features = method.eval().encode(batch["image"])
+        alone = method.encode(batch["image"][1:2])
+
+    def first(tensor: Tensor) -> Tensor:
+        assert tensor.shape[0] == 3, f"a feature has shape {tuple(tensor.shape)}, expected the batch first"
+        return tensor
+
+    map_tensors(first, features)
+
+    def close(a: Tensor, b: Tensor) -> Tensor:
+        _close(a, b, 1e-4, "features alone and in a batch")
+        return a
+
+    map_tensors(close, alone, take_rows(features, slice(1, 2)))
 
 
 def check_batch_independence(method: Method) -> None:
     """An image scores the same alone and among others."""
-    batch = random_batch(image_size=method.image_size)
+    batch = _batch(method)
     together = _score(method, batch)
     for i in range(3):
         with torch.no_grad():
@@ -109,7 +135,7 @@ def check_batch_independence(method: Method) -> None:
 
 def check_deterministic(method: Method) -> None:
     """Scoring twice gives the same, and draws no random numbers."""
-    batch = random_batch(image_size=method.image_size)
+    batch = _batch(method)
     _score(method, batch)  # texts are encoded once
     state = torch.get_rng_state()
     first, second = _score(method, batch), _score(method, batch)
@@ -118,12 +144,16 @@ def check_deterministic(method: Method) -> None:
 
 
 def check_plain_hyperparameters(method: Method) -> None:
-    """Hyper-parameters are plain JSON values, so that checkpoints load without unpickling."""
-    json.dumps(dict(method.hparams))
+    """Hyper-parameters are plain JSON values, so that checkpoints load without unpickling, and build the method."""
+    arguments = json.loads(json.dumps(dict(method.hparams)))
+    again = type(method)(**arguments)
+    assert dict(again.hparams) == dict(method.hparams), "hyper-parameters change when the method is built from them"
 
 
 def check_frozen_backbone(method: Method) -> None:
-    """CLIP is frozen, stays in evaluation mode, and training reaches every trained parameter and nothing else."""
+    """The encoder is frozen, stays in evaluation mode; training reaches all that is trained and nothing else."""
+    if method.backbone is None:
+        return
     assert not any(p.requires_grad for p in method.backbone.parameters()), "the backbone is not frozen"
     assert not any(module.training for module in method.train().backbone.modules()), "the backbone left eval mode"
     if not method.trains:
@@ -131,10 +161,11 @@ def check_frozen_backbone(method: Method) -> None:
     before = copy.deepcopy(method.backbone.state_dict())
     configured = method.configure_optimizers()
     optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
-    batch = random_batch(4, method.image_size)
-    if method.learns_from == "normal":
+    batch = _batch(method, 4)
+    if method.supervision == "one-class":
         batch["mask"], batch["label"] = torch.zeros_like(batch["mask"]), torch.zeros_like(batch["label"])
-    total = torch.stack(list(method.loss(batch).values())).sum()
+    batch = method.prepare(batch)
+    total = torch.stack(list(method.loss(method.encode_for_loss(batch["image"]), batch).values())).sum()
     total.backward()
     silent = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert not silent, f"no gradient reaches {silent}"
@@ -145,38 +176,114 @@ def check_frozen_backbone(method: Method) -> None:
 
 def check_no_label_leak(method: Method) -> None:
     """A score needs neither labels nor masks: ``predict_step`` works without them and gives the same."""
-    batch = random_batch(image_size=method.image_size)
+    batch = _batch(method)
     bare: Batch = {"image": batch["image"], "class_name": batch["class_name"]}
+    if method.tags.transductive == "features":
+        return
     with torch.no_grad():
-        _close(
-            method.predict_step(bare, 0).anomaly_map,
-            _score(method, batch).anomaly_map,
-            1e-6,
-            "predict and test",
-        )
+        predicted = method.predict_step(bare, 0)
+    assert isinstance(predicted, Prediction)
+    _close(predicted.anomaly_map, _score(method, batch).anomaly_map, 1e-6, "predict and test")
 
 
-def check_small_checkpoint(method: Method) -> None:
-    """A checkpoint leaves the frozen CLIP out and loads back to the same predictions."""
-    checkpoint: dict[str, Any] = {"state_dict": dict(method.state_dict())}
+def _round_trip(method: Method) -> Method:
+    """Returns the method that a checkpoint of this one restores."""
+    checkpoint: dict[str, Any] = {"state_dict": dict(method.state_dict()), "hyper_parameters": dict(method.hparams)}
     method.on_save_checkpoint(checkpoint)
     heavy = [key for key in checkpoint["state_dict"] if key.startswith("backbone.")]
     assert not heavy, f"the checkpoint holds the backbone ({len(heavy)} tensors)"
-    twin = type(method)(**dict(method.hparams))
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    buffer.seek(0)
+    checkpoint = torch.load(buffer, weights_only=True)
+    twin = type(method)(**checkpoint["hyper_parameters"])
     twin.on_load_checkpoint(checkpoint)
     twin.load_state_dict(checkpoint["state_dict"])
-    batch = random_batch(image_size=method.image_size)
+    twin.allow_untrained = method.allow_untrained
+    return twin
+
+
+def check_small_checkpoint(method: Method) -> None:
+    """A checkpoint leaves the frozen encoder out and loads back to the same predictions."""
+    twin, batch = _round_trip(method), _batch(method)
     _close(_score(twin, batch).anomaly_map, _score(method, batch).anomaly_map, 1e-6, "after a round trip")
+
+
+def check_references(method: Method) -> None:
+    """References change the scores, a filled memory comes back from a checkpoint, and images stay independent.
+
+    Passed over where the tag ``takes_references`` says that there are none.
+    """
+    if not method.tags.takes_references:
+        return
+    before = None if method.tags.needs_references else _score(method, _batch(method))
+    method.eval().fit_references([_batch(method, 2, seed=1)])
+    batch = _batch(method)
+    prediction = _score(method, batch)
+    assert before is None or not torch.equal(before.anomaly_map, prediction.anomaly_map), "references change nothing"
+    twin = _round_trip(method)
+    assert twin.memory.categories == method.memory.categories, "the checkpoint lost the references"
+    _close(_score(twin, batch).anomaly_map, prediction.anomaly_map, 1e-6, "restored and fitted")
+    check_batch_independence(method)
+    reference, other = _batch(method, 2, seed=1), _batch(method, 2, seed=2)
+    near, far = (method.memory_distance(one["image"]).mean() for one in (reference, other))
+    assert near < 1e-3 < far, f"a reference is {near:.1e} away from itself, another image {far:.1e}"
+
+
+def check_refuses_untrained(method: Method) -> None:
+    """A method that has to be trained, or needs references, refuses to score before."""
+    method.allow_untrained = False
+    method.memory.clear()
+    if not (method.trains or method.tags.needs_references):
+        return
+    try:
+        _score(method, _batch(method))
+    except MethodError:
+        return
+    raise AssertionError("it scores although it was neither trained nor fitted")
+
+
+def check_export(method: Method) -> None:
+    """``torch.export`` gives the same prediction, or the tag ``no_export`` says why it cannot."""
+    if method.tags.no_export:
+        return
+    batch = _batch(method, 2)
+    method.eval()
+    arguments = (batch["image"], method.texts(batch["class_name"]))
+    if method.memory.categories:
+        arguments = (*arguments, method.memory.levels_of(method.memory.categories[0]))  # type: ignore[assignment]
+    with torch.no_grad():
+        expected = method(*arguments)
+        program = torch.export.export(_Forward(method), arguments, strict=False)
+        exported = program.module()(*arguments)
+    _close(exported[0], expected.anomaly_map, 1e-4, "exported anomaly_map")
+    _close(exported[1], expected.image_score, 1e-4, "exported image_score")
+
+
+class _Forward(torch.nn.Module):
+    """A method's forward alone: a LightningModule carries a trainer, which does not export."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor, text: Any, references: Any = None) -> tuple[Tensor, Tensor]:
+        prediction = self.method(images, text, references)
+        return prediction.anomaly_map, prediction.image_score
 
 
 CHECKS: tuple[Callable[[Method], None], ...] = (
     check_contract,
+    check_features,
     check_batch_independence,
     check_deterministic,
     check_plain_hyperparameters,
     check_frozen_backbone,
     check_no_label_leak,
     check_small_checkpoint,
+    check_references,
+    check_refuses_untrained,
+    check_export,
 )
 
 
@@ -188,7 +295,15 @@ def iter_checks(cls: type[Method], **arguments: Any) -> Iterator[tuple[str, Call
         **arguments: Its constructor arguments, ``backbone`` at least.
     """
     for check in CHECKS:
-        yield check.__name__, lambda check=check: check(cls(**arguments))  # type: ignore[misc]
+        yield check.__name__, lambda check=check: check(_ready(cls(**arguments)))  # type: ignore[misc]
+
+
+def _ready(method: Method) -> Method:
+    """Lets an untrained method score, and gives it references if it needs them."""
+    method.allow_untrained = True
+    if method.tags.needs_references:
+        method.eval().fit_references([_batch(method, 2, seed=1)])
+    return method
 
 
 def check_method(cls: type[Method], **arguments: Any) -> None:

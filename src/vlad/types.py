@@ -53,6 +53,7 @@ class Batch(TypedDict, total=False):
         image_id: Name of the image, unique within its data set and category (B strings).
         path: Image file (B strings).
         index: Row in the split's index (B,), int64.
+        texture: Textures for pseudo-anomalies (B, 3, H, W), uint8; only in training, where ``data.textures`` is given.
         preview: The image at the height of a heat map, uint8 RGB (h, w, 3) each; only where heat maps are drawn.
         mask_preview: The mask at that size, bool (h, w) each; only where heat maps are drawn.
     """
@@ -67,6 +68,7 @@ class Batch(TypedDict, total=False):
     image_id: list[str]
     path: list[str]
     index: Tensor
+    texture: Tensor
     preview: list[Tensor]
     mask_preview: list[Tensor]
 
@@ -142,14 +144,15 @@ def map_tensors(function: Callable[..., Tensor], *trees: Tree) -> Tree:
         (tensor([2.]), None)
     """
     first: Any = trees[0]
+    mapped: Any = first
     if isinstance(first, Tensor):
-        return function(*trees)
-    if isinstance(first, dict):
-        return {key: map_tensors(function, *(tree[key] for tree in trees)) for key in first}  # type: ignore[index, return-value]
-    if isinstance(first, tuple | list):
-        values = [map_tensors(function, *parts) for parts in zip(*trees, strict=True)]  # type: ignore[call-overload]
-        return type(first)(*values) if hasattr(first, "_fields") else type(first)(values)
-    return first
+        mapped = function(*trees)
+    elif isinstance(first, dict):
+        mapped = {key: map_tensors(function, *(tree[key] for tree in trees)) for key in first}  # type: ignore[index]
+    elif isinstance(first, tuple | list):
+        values = [map_tensors(function, *parts) for parts in zip(*trees, strict=True)]
+        mapped = type(first)(*values) if hasattr(first, "_fields") else type(first)(values)
+    return mapped
 
 
 def take_rows(tree: Tree, rows: Tensor | slice) -> Tree:

@@ -5,7 +5,7 @@ import torch
 from tests_support import DATA, golden
 
 from vlad.clip import AttentionBranch, Backbone, Numerics, append_prompts, overwrite_prompts
-from vlad.clip.image import resize_positions
+from vlad.encoders.positions import resize_positions
 
 
 @pytest.fixture(scope="module")

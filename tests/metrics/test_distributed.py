@@ -1,83 +1,107 @@
 """The metrics of 1, 2 and 3 processes are equal, also where a process sees nothing."""
 
 import os
+import socket
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from metrics.samples import batch_of
+from metrics.test_evaluation import ImageAUROC, MeanGap
 
 import vlad.metrics.pixel
-from vlad.metrics import Evaluation, PixelMetrics
-from vlad.testing import random_batch
+from vlad.metrics import Evaluation, PixelMetrics, RankingMetrics
 from vlad.types import Prediction
+
+
+class PixelAUROC(ImageAUROC):
+    """Keeps integers on the ranks that saw something; others have an empty list."""
+
+    level = "pixel"
 
 
 def images(count=7):
     generator = torch.Generator().manual_seed(0)
-    batch = random_batch(count)
+    batch = batch_of(size=count)
     maps = torch.randn(count, 64, 64, generator=generator) + batch["mask"] * 1.0
     batch["category"] = ["a"] * 5 + ["b"] * (count - 5)
     return batch, maps
 
 
-def rank_main(rank, world, mode, port, queue):
+def evaluate(rank, world, mode):
     if mode == "histogram":  # so few scores are kept as they are, at one rank but not at three
         vlad.metrics.pixel.KEPT = 12_000
         mode = "streaming"
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
-    metric, evaluation = PixelMetrics(mode), Evaluation(mode)
+    metric = PixelMetrics(mode)
+    evaluation = Evaluation(mode=mode, pro_limits=[0.3, 0.05])
+    others = Evaluation({"area": ImageAUROC(), "mean": MeanGap(), "pixels": PixelAUROC()})
     batch, maps = images()
     rows = list(torch.utils.data.DistributedSampler(range(len(maps)), world, rank, shuffle=False))  # pads
     for row in rows:
         one = {k: v[row : row + 1] for k, v in batch.items()}
         scores = maps[row : row + 1]
-        first = Prediction(-scores, -scores, scores.mean((1, 2)))
-        said = Prediction(scores, scores, scores.amax((1, 2)), unrefined=first)
-        evaluation.update(one, said, rank=rank, world_size=world)
+        first = Prediction(-scores, scores.mean((1, 2)), -scores)
+        said = Prediction(scores, scores.amax((1, 2)), scores, stages={"initial": first})
+        for each in (evaluation, others):
+            each.update(one, said, rank=rank, world_size=world)
         if row % world == rank:
-            metric.update(scores, one["mask"])
-    result = evaluation.compute()
-    tables = [part.categories.drop(columns=["dataset", "category"]) for part in (result, result.unrefined)]
-    table = [line for part in tables for line in part.to_numpy().tolist()]
-    queue.put((rank, metric.compute()[:7], table, list(result.pooled.values())))
+            metric(scores, one["mask"])
+    result, theirs = evaluation.compute(), others.compute()
+    tables = [part.categories for part in (result, result.stages["initial"], theirs)]
+    assert metric.compute() == metric.compute()
+    values = [*metric.result()[:7], *result.pooled.values(), *theirs.pooled.values()]
+    for table in tables:
+        values += table.drop(columns=["dataset", "category"]).to_numpy().ravel().tolist()
+    return values
+
+
+def step(rank, world, mode):
+    batch, maps = images(8)
+    metric, ranks = PixelMetrics(mode, dist_sync_on_step=True), RankingMetrics(dist_sync_on_step=True)
+    values = []
+    for first in (0, 4):  # each rank's share of half of the images
+        rows = [row for row in range(first, first + 4) if row % world == rank]
+        values += metric(maps[rows], batch["mask"][rows]).values()
+        values += ranks(maps[rows].amax((1, 2)), batch["label"][rows]).values()
+    return [value.item() for value in [*values, *metric.compute().values(), *ranks.compute().values()]]
+
+
+def process(rank, target, world, mode, port, queue):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    queue.put((rank, target(rank, world, mode)))
     torch.distributed.destroy_process_group()
 
 
-def run(world, mode, port):
+def run(target, world, mode):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     context = mp.get_context("spawn")
     queue = context.Queue()
-    processes = [context.Process(target=rank_main, args=(r, world, mode, port, queue)) for r in range(world)]
-    for process in processes:
-        process.start()
-    results = sorted(queue.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
-    return [result[1:] for result in results]
-
-
-def flat(result):
-    metric, table, pooled = result
-    return [*metric, *(value for line in table for value in line), *pooled]
+    started = [context.Process(target=process, args=(r, target, world, mode, port, queue)) for r in range(world)]
+    for one in started:
+        one.start()
+    results = sorted(queue.get(timeout=300) for _ in started)
+    for one in started:
+        one.join(timeout=60)
+        assert one.exitcode == 0
+    return [result[1] for result in results]
 
 
 @pytest.mark.parametrize("mode", ["streaming", "histogram", "exact"])
-def test_one_two_and_three_processes(mode, unused_port):
-    one = flat(run(1, mode, unused_port())[0])
+def test_one_two_and_three_processes(mode, monkeypatch):
+    monkeypatch.setattr("vlad.metrics.pixel.KEPT", vlad.metrics.pixel.KEPT)  # put back afterwards
+    one = evaluate(0, 1, mode)
+    assert len(one) > 60
     for world in (2, 3):
-        for result in run(world, mode, unused_port()):
-            assert flat(result) == pytest.approx(one, abs=1e-12, nan_ok=True)
+        for result in run(evaluate, world, mode):
+            assert result == pytest.approx(one, abs=1e-12, nan_ok=True)
 
 
-@pytest.fixture
-def unused_port():
-    import socket
-
-    def port():
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            return s.getsockname()[1]
-
-    return port
+@pytest.mark.parametrize("mode", ["streaming", "exact"])
+def test_forward_gathers_at_each_step_where_it_is_asked_to(mode):
+    one = step(0, 1, mode)
+    for result in run(step, 2, mode):
+        assert result == pytest.approx(one, abs=1e-12, nan_ok=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vlad.callbacks.evaluator import Evaluator
+from vlad.errors import VladError
 from vlad.files import write_json, write_text
-from vlad.metrics.evaluation import Evaluation, EvaluationResult, gather_objects
+from vlad.metrics.distributed import gather_objects
+from vlad.metrics.results import EvaluationResult
 from vlad.types import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -27,6 +30,17 @@ _HEADINGS = {
     "pixel_f1_max": "P-F1max",
     "pixel_aupro": "P-PRO",
 }
+_IN_FILES_ONLY = {"pixel_iou_max", "pixel_aupimo"}
+_TRANSDUCTIVE = {
+    "scores": "transductive: the image scores of a category were combined over its whole test set",
+    "features": "transductive: the images of a category were scored together with its whole test set",
+}
+
+
+def _heading(column: str) -> str:
+    """Returns what stands over a column: short for ours, the column's name for a plug-in's."""
+    limit = column.removeprefix("pixel_aupro_")
+    return f"P-PRO@{limit}" if limit != column else _HEADINGS.get(column, column)
 
 
 def _percent(value: float) -> str:
@@ -35,17 +49,16 @@ def _percent(value: float) -> str:
 
 def format_table(result: EvaluationResult) -> str:
     """Returns the metrics as a plain-text table in per cent: a line per category, then their mean."""
-    lines = [["category", "normal", "anomalous", *_HEADINGS.values()]]
+    metrics = [column for column in result.mean if column not in _IN_FILES_ONLY]
+    lines = [["category", "normal", "anomalous", *map(_heading, metrics)]]
     rows: list[dict[str, Any]] = result.categories.to_dict("records")
     several = len({row["dataset"] for row in rows}) > 1
     for row in rows:
         name = (
             f"{row['dataset']}/{row['category']}" if several and row["dataset"] != row["category"] else row["category"]
         )
-        lines.append(
-            [name, str(row["normal"]), str(row["anomalous"]), *(_percent(row[metric]) for metric in _HEADINGS)]
-        )
-    lines.append(["mean", "", "", *(_percent(result.mean[metric]) for metric in _HEADINGS)])
+        lines.append([name, str(row["normal"]), str(row["anomalous"]), *(_percent(row[metric]) for metric in metrics)])
+    lines.append(["mean", "", "", *(_percent(result.mean[metric]) for metric in metrics)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
         "  ".join(
@@ -55,7 +68,8 @@ def format_table(result: EvaluationResult) -> str:
         for line in lines
     ]
     rule = "-" * len(text[0])
-    notes = [f"- {note['category']}: no {note['level']} metrics: {note['reason']}" for note in result.undefined]
+    notes = [f"- {note['category']}: no {note['metric']} metrics: {note['reason']}" for note in result.undefined]
+    notes += [f"- {_TRANSDUCTIVE[result.transductive]}"] if result.transductive else []
     return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], *notes])
 
 
@@ -63,54 +77,50 @@ def _plain(result: EvaluationResult) -> dict[str, Any]:
     """Returns the result as JSON values, NaN as null."""
     categories = json.loads(result.categories.to_json(orient="records", double_precision=15))
     mean, pooled = (
-        {name: None if math.isnan(value) else value for name, value in values.items()}
+        {name: value if math.isfinite(value) else None for name, value in values.items()}
         for values in (result.mean, result.pooled)
     )
     plain = {"mean": mean, "pooled": pooled, "categories": categories, "undefined": result.undefined}
-    return plain if result.unrefined is None else {**plain, "unrefined": _plain(result.unrefined)}
+    plain["transductive"] = result.transductive
+    stages = {name: _plain(found) for name, found in result.stages.items()}
+    return {**plain, "stages": stages} if stages else plain
 
 
 class Results(Callback):
     """Leaves metrics as CSV and JSON and every image's score as CSV in the run folder, and prints the table.
 
-    Files: ``test_metrics.csv``, ``test_metrics.json``, ``test_scores.csv`` (``val_…`` while validating) and
-    ``predictions.csv``; of a method that refines its maps, also ``test_unrefined_metrics.csv`` and ``…_scores.csv``.
+    What it writes is the result of the :class:`vlad.callbacks.Evaluator` among the trainer's callbacks. Files:
+    ``test_metrics.csv``, ``test_metrics.json``, ``test_scores.csv`` (``val_…`` while validating) and
+    ``predictions.csv``; of earlier stages of a method that refines its maps also ``test_initial_metrics.csv`` and
+    ``test_initial_scores.csv``.
     """
 
-    def __init__(
-        self,
-        mode: Literal["streaming", "exact"] | None = None,
-        pro_limit: float = 0.3,
-        protocol: str = "mvtec",
-    ) -> None:
-        """Chooses how pixels are counted.
-
-        Args:
-            mode: ``streaming`` (bounded memory, within 1e-4) or ``exact`` (keeps every score); by default what
-                the protocol needs, streaming if either will do.
-            pro_limit: False-positive rate up to which AUPRO integrates.
-            protocol: Whose evaluation is reproduced: mvtec, adaclip, anomalyclip or april_gan.
-        """
-        self._evaluation = Evaluation(mode, pro_limit, protocol)  # wrong settings are told before a run
+    def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the method its evaluation."""
-        pl_module.evaluation = self._evaluation  # type: ignore[assignment]
+        """Refuses a test without an Evaluator, which would leave nothing to write.
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str, *, show: bool) -> None:
+        Raises:
+            VladError: There is no Evaluator.
+        """
+        if stage in {"test", "validate"} and _evaluator(trainer) is None:
+            raise VladError("Results writes what an Evaluator found: add vlad.callbacks.Evaluator() to the callbacks")
+
+    def _write(self, trainer: Trainer, stage: str, *, show: bool) -> None:
         folder = trainer.log_dir  # a collective call: on every rank
-        result = getattr(getattr(pl_module, "evaluation", None), "result", None)
+        evaluator = _evaluator(trainer)
+        result = evaluator.result if evaluator else None
         if result is None or folder is None or not trainer.is_global_zero:
             return
         target = Path(folder)
-        parts = {"": result} if result.unrefined is None else {"unrefined_": result.unrefined, "": result}
+        parts = {f"{name}_": found for name, found in result.stages.items()} | {"": result}
         for part, found in parts.items():
             categories: pd.DataFrame = found.categories
             write_text(target / f"{stage}_{part}metrics.csv", categories.to_csv(index=False))
             write_text(target / f"{stage}_{part}scores.csv", found.images.to_csv(index=False))
             if show and len(parts) > 1:
-                print(f"\n{'after' if found is result else 'before'} refinement")
+                print(f"\n{part.removesuffix('_') or 'final'}")
             if show:
                 print(f"\n{format_table(found)}")
         write_json(target / f"{stage}_metrics.json", _plain(result))
@@ -119,12 +129,12 @@ class Results(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes and prints the test table."""
-        self._write(trainer, pl_module, "test", show=True)
+        self._write(trainer, "test", show=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the validation table; prints it unless it is one of many while fitting."""
         if not trainer.sanity_checking:
-            self._write(trainer, pl_module, "val", show=trainer.state.fn == "validate")
+            self._write(trainer, "val", show=trainer.state.fn == "validate")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says where the checkpoint is and what to do with it."""
@@ -169,3 +179,9 @@ class Results(Callback):
         for row in top.to_dict("records"):
             print(f"  {row['image_score']:.4f}  {row['path']}")
         print(f"\nscores: {file}\nrun folder: {folder}", flush=True)
+
+
+def _evaluator(trainer: Trainer) -> Evaluator | None:
+    """Returns the trainer's Evaluator."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, Evaluator)), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import logging
 import os
 import sys
@@ -15,14 +14,19 @@ from typing import Any, ClassVar
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from vlad.callbacks.evaluator import Evaluator
 from vlad.callbacks.heatmaps import HeatMaps
+from vlad.callbacks.record import RunRecord
+from vlad.callbacks.references import References
 from vlad.callbacks.results import Results
+from vlad.checkpoint import hyperparameters, read_checkpoint
 from vlad.cli.names import LOADER, expand_arguments, expand_tree, short_error
-from vlad.datamodules.datamodule import AnomalyDataModule, Source
-from vlad.errors import VladError, WeightsError
+from vlad.datamodules import AnomalyDataModule, Source
+from vlad.errors import VladError
+from vlad.methods.arguments import init_parameters
 from vlad.methods.base import Method
+from vlad.published import find_checkpoint
 from vlad.registry import get_method, list_methods, resolve
-from vlad.weights import find_checkpoint, hyperparameters, read_file
 
 __all__ = ["VladCLI", "run"]
 
@@ -35,7 +39,7 @@ def _known_options(parsers: Iterable[LightningArgumentParser]) -> set[str]:
     while pending:
         cls = pending.pop()
         pending += cls.__subclasses__()
-        options |= {f"model.{name}" for name in inspect.signature(cls).parameters if name != "self"}
+        options |= {f"model.{name}" for name in init_parameters(cls)}
     return options
 
 
@@ -56,9 +60,16 @@ class VladCLI(LightningCLI):
     """LightningCLI for vlad: registered names, one data module, run folders, checkpoints as defaults."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the options of heat maps and metrics, and passes the seed on to the data."""
+        """Adds the options of metrics, references and heat maps, and passes the seed on to the data."""
+        parser.add_lightning_class_args(Evaluator, "metrics")
+        parser.add_lightning_class_args(References, "references")
         parser.add_lightning_class_args(HeatMaps, "heatmaps")
-        parser.add_lightning_class_args(Results, "metrics")
+        parser.add_argument(
+            "--allow_untrained",
+            type=bool,
+            default=False,
+            help="Score with a method that was not trained, for experiments.",
+        )
         parser.link_arguments("seed_everything", "data.seed", compute_fn=lambda seed: seed if type(seed) is int else 0)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -95,6 +106,8 @@ class VladCLI(LightningCLI):
             while cause is not None and not isinstance(cause, VladError):
                 cause = cause.__cause__
             raise cause or error from None
+        self.model.allow_untrained = bool(self.config[self.subcommand].allow_untrained)
+        self.datamodule.require(self.model.requirements)
 
     def before_instantiate_classes(self) -> None:
         """Chooses the run folder, the config's file name and the published number of epochs."""
@@ -130,11 +143,7 @@ def _option(arguments: list[str], name: str) -> str | None:
 
 def _model_of(checkpoint: str) -> dict[str, Any]:
     """Returns the ``model`` section that a checkpoint's run had: its class and hyper-parameters."""
-    content = read_file(checkpoint)
-    if "vlad" not in content:
-        raise WeightsError(
-            f"{checkpoint} is no vlad checkpoint; weights in a method's published format go to model.weights"
-        )
+    content = read_checkpoint(checkpoint)
     get_method(content["vlad"]["class_path"])  # here a missing plug-in is told in full
     return {"class_path": content["vlad"]["class_path"], "init_args": hyperparameters(content)}
 
@@ -186,6 +195,7 @@ def run(arguments: list[str] | None = None) -> int:
         seed_everything_default=0,
         parser_class=VladParser,
         parser_kwargs={"parser_mode": LOADER},
+        trainer_defaults={"callbacks": [Results(), RunRecord(["vlad", *(arguments or sys.argv[1:])])]},
         args=arguments,
     )
     _leave_processes()

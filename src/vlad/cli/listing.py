@@ -75,7 +75,7 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("run", help="run folder or checkpoint")
     parser.add_argument("-o", "--output", required=True, help="file ending in .safetensors")
     options = parser.parse_args(arguments[1:])
-    from vlad.weights import export_weights
+    from vlad.checkpoint import export_weights
 
     print(f"written to {export_weights(options.run, options.output)}")
     return 0

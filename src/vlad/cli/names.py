@@ -10,11 +10,14 @@ from typing import Any
 from jsonargparse import get_loader, set_loader
 
 from vlad.errors import nearest
+from vlad.migrate import RENAMED
 from vlad.registry import canonical, discover, get_method, list_methods, resolve
 
 __all__ = ["LOADER", "expand_arguments", "expand_tree", "short_error"]
 
 LOADER = "vlad"
+_SHORT = {"--references": "--data.references", "--shots": "--data.shots"}
+_FLAGS = {"--allow-untrained": "--allow_untrained", "--allow-overlap": "--data.allow_overlap"}
 _RESERVED = {"class_path", "init_args", "dict_kwargs"}
 
 
@@ -82,7 +85,13 @@ def _settings_last(arguments: list[str]) -> list[str]:
 
 def expand_arguments(arguments: list[str]) -> list[str]:
     """Rewrites a command line: method names, the order of a method's settings, images after ``predict``."""
-    expanded = list(arguments)
+    expanded = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in _FLAGS and not equals:
+            expanded += [_FLAGS[name], "true"]
+        else:
+            expanded.append(_SHORT.get(name, name) + equals + value)
     for position, argument in enumerate(expanded):
         name, equals, value = argument.partition("=")
         if name not in {"--model", "--model.class_path", "--model.help"}:
@@ -117,6 +126,12 @@ def short_error(message: str, known: Iterable[str]) -> str:
     if wrong is None:
         return text
     name = wrong.group(1) or wrong.group(2)
+    renamed = {
+        old: new for old, new in RENAMED.items() if old == name or ("." not in name and old.endswith(f".{name}"))
+    }
+    if renamed:
+        old, new = next(iter(renamed.items()))
+        return f"the option {old} is called {new} now"
     words = set(known) if "." in name else {option.rpartition(".")[2] for option in known}
     text = re.sub(r"Subcommand '\w+' does not accept option", "no option", text)
     return f"{text}; {nearest(name, words)}"

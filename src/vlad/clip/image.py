@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.clip.blocks import Tokens, run_blocks
-from vlad.errors import BackboneError
+from vlad.encoders.positions import PositionCache, resize_positions
+from vlad.encoders.protocol import patch_grid
 
 if TYPE_CHECKING:
     from open_clip.transformer import VisionTransformer
 
     from vlad.clip.numerics import Numerics
 
-__all__ = ["ImageTower", "resize_positions"]
-
-
-def resize_positions(positions: Tensor, grid: tuple[int, int], *, mode: str, antialias: bool) -> Tensor:
-    """Interpolates a square position embedding to another grid; the class token's row is kept.
-
-    Args:
-        positions: Position embedding (1 + g², W), class token first.
-        grid: Rows and columns wanted.
-        mode: ``"bicubic"`` or ``"bilinear"``; corners are not aligned.
-        antialias: Whether torch's antialiased kernel is used. It changes the numbers even when enlarging.
-
-    Returns:
-        Position embedding (1 + rows · columns, W).
-    """
-    side = round((positions.shape[0] - 1) ** 0.5)
-    if grid == (side, side):
-        return positions
-    patch = positions[1:].T.reshape(1, -1, side, side)
-    patch = F.interpolate(patch.float(), size=grid, mode=mode, align_corners=False, antialias=antialias)
-    return torch.cat([positions[:1], patch.flatten(2)[0].T.to(positions.dtype)])
+__all__ = ["ImageTower"]
 
 
 class ImageTower(nn.Module):
@@ -59,7 +40,8 @@ class ImageTower(nn.Module):
         self.embed_dim = int(visual.proj.shape[1])
         self.patch_size = int(visual.patch_size[0])
         self.native_size = int(visual.image_size[0])
-        self._positions: dict[tuple[int, int], Tensor] = {}
+        resize, antialias = numerics.position_resize, numerics.position_antialias
+        self._positions = PositionCache(partial(resize_positions, mode=resize, antialias=antialias))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Returns the rows and columns of patches of an image.
@@ -67,13 +49,7 @@ class ImageTower(nn.Module):
         Raises:
             BackboneError: The patch does not divide the size; the message names sizes that fit.
         """
-        patch = self.patch_size
-        if height % patch or width % patch:
-            down = max(patch, min(height, width) // patch * patch)
-            raise BackboneError(
-                f"image_size {height}x{width} is no multiple of the patch size {patch}; use {down} or {down + patch}"
-            )
-        return height // patch, width // patch
+        return patch_grid(height, width, self.patch_size)
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeds images as tokens, class token first, up to and including ``ln_pre``.
@@ -88,17 +64,7 @@ class ImageTower(nn.Module):
         grid = self.grid(images.shape[-2], images.shape[-1])
         x = visual.conv1(images).flatten(2).transpose(1, 2)
         x = torch.cat([visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
-        return visual.ln_pre(x + self._positions_of(grid).to(x.dtype))
-
-    @torch.no_grad()
-    def _positions_of(self, grid: tuple[int, int]) -> Tensor:
-        """Returns the position embedding of a grid, resized once: the tower is frozen."""
-        own = self.visual.positional_embedding
-        found = self._positions.get(grid)
-        if found is None or (found.device, found.dtype) != (own.device, own.dtype):
-            resize, antialias = self.numerics.position_resize, self.numerics.position_antialias
-            found = self._positions[grid] = resize_positions(own, grid, mode=resize, antialias=antialias)
-        return found
+        return visual.ln_pre(x + self._positions.of(visual.positional_embedding, grid).to(x.dtype))
 
     def run(self, x: Tensor, **wanted: Any) -> Tokens:
         """Runs embedded tokens through the blocks; arguments as :func:`vlad.clip.blocks.run_blocks`."""

@@ -23,16 +23,16 @@ def to_grid(values: Tensor) -> Tensor:
     return values.unflatten(-1, (side, side))
 
 
-def upsample(maps: Tensor, size: int, *, align_corners: bool) -> Tensor:
-    """Enlarges maps (B, g, g) to (B, size, size) bilinearly, in float32.
+def upsample(maps: Tensor, size: int | tuple[int, int], *, align_corners: bool) -> Tensor:
+    """Enlarges maps (B, h, w) to (B, H, W) bilinearly, in float32.
 
     Args:
         maps: Maps on the patch grid.
-        size: Side wanted, in pixels.
+        size: Height and width wanted, in pixels; one number for both.
         align_corners: Papers differ; see the method's source.
     """
-    maps = maps.float().unsqueeze(1)
-    return F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=align_corners).squeeze(1)
+    size = (size, size) if isinstance(size, int) else size
+    return F.interpolate(maps.float().unsqueeze(1), size=size, mode="bilinear", align_corners=align_corners).squeeze(1)
 
 
 @lru_cache(maxsize=16)

@@ -7,25 +7,28 @@ Source: Cao et al., "AdaCLIP: Adapting CLIP with Hybrid Learnable Prompts for Ze
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlad.checkpoint import read_file
 from vlad.clip.blocks import TokenEdit, causal_mask, run_blocks
 from vlad.clip.numerics import Numerics
 from vlad.clip.prompt_tokens import append_prompts, overwrite_prompts
-from vlad.clip.similarity import normalize, to_grid, upsample
+from vlad.clip.similarity import normalize, upsample
 from vlad.clip.text import PackedSentences, pack_sentences
+from vlad.encoders import Encoder
 from vlad.errors import MethodError
-from vlad.methods.adaclip_published import published_state, read_settings
+from vlad.methods.adaclip_published import PUBLISHED, published_state, read_settings
 from vlad.methods.base import Method
+from vlad.methods.embedding_cache import EmbeddingCache
 from vlad.methods.fusion import Clustering, fuse
-from vlad.methods.losses import dice_loss, focal_loss
+from vlad.methods.losses import dice_loss, focal_loss, two_classes
+from vlad.methods.texts import TextCache
 from vlad.prompts import load_prompts
-from vlad.types import Batch, Prediction, known_masks
-from vlad.weights import Published, locate, read_file
+from vlad.published import locate
+from vlad.types import Batch, Features, Scores, known_masks
 
 __all__ = ["AdaCLIP"]
 
@@ -44,19 +47,13 @@ class AdaCLIP(Method):
     """
 
     epochs = 5
+    align_corners = True
     numerics = Numerics(activation="gelu", position_antialias=False)  # how the released prompts were trained
-    published_weights = {  # noqa: RUF012 - never edited
-        name: Published("Caoyunkang/AdaCLIP", f"weights/pretrained_{name}.pth", sha256, "space")
-        for name, sha256 in {
-            "mvtec_colondb": "be51a42c052bd4cf060e54f503a1f5d0b2a3b899bc8dc2e243042f18b215427e",
-            "visa_clinicdb": "3deabbbaf1e412cfdfcb42923a500b986f4b9ee96ccbc7a735d89dbc87df44c8",
-            "all": "33e8d3db1cb4aab030866b8b70a46e10aa27ebf2c23b5463cb07f2574addd98c",
-        }.items()
-    }
+    published_weights = PUBLISHED
 
     def __init__(
         self,
-        backbone: str = "ViT-L-14-336",
+        backbone: str | Encoder = "ViT-L-14-336",
         pretrained: str | None = "openai",
         image_size: int = 518,
         weights: str | None = None,
@@ -76,7 +73,7 @@ class AdaCLIP(Method):
 
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
-            pretrained: open_clip weights tag, for plain names; null gives random weights.
+            pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
             image_size: Side S of the images in pixels; they are squashed to a square.
             weights: Trained prompts and layers: the authors' by name (``mvtec_colondb`` for tests on other sets,
                 ``visa_clinicdb`` for MVTec AD and ColonDB, ``all`` for your own images, not for benchmarks) or as a
@@ -116,9 +113,9 @@ class AdaCLIP(Method):
         self.fusion, self.clusters, self.clustering = fusion, clusters, clustering
         self.dice, self.half_prompts, self.lr = dice, half_prompts, lr
         self.prompts = load_prompts("adaclip")
-        self._first: dict[str, PackedSentences] = {}
-        self._plain: dict[int, Tensor] = {}
-        self._static_text: tuple[tuple[int, ...], dict[str, Tensor]] = ((), {})
+        self._plain = EmbeddingCache(image.encode_tokens)
+        self._static = TextCache(self._static_vectors)
+        self._static_version: tuple[tuple[int, int], ...] = ()
 
         size = image.embed_dim
         self.patch_heads = nn.ModuleList(nn.Linear(image.width, size) for _ in self.layers)
@@ -138,6 +135,10 @@ class AdaCLIP(Method):
 
     # -- prompts -------------------------------------------------------------------------------------------
 
+    def _prompted(self, tower: Literal["visual", "text"]) -> bool:
+        """Returns whether there are prompts in a tower."""
+        return bool(self._blocks[tower]) and self.prompt_type != "none"
+
     def branch_prompts(self, tower: Literal["visual", "text"], feature: Tensor | None) -> dict[int, Tensor]:
         """Returns the prompts of a tower: block number → (M, W), or (B, M, W) where they depend on the image.
 
@@ -146,7 +147,7 @@ class AdaCLIP(Method):
             feature: The images' own CLIP embeddings (B, D), for dynamic prompts.
         """
         prompts: dict[int, Tensor] = {}
-        for block in self._blocks[tower] if self.prompt_type != "none" else ():
+        for block in self._blocks[tower] if self._prompted(tower) else ():
             parts = []
             if "S" in self.prompt_type:
                 parts.append(getattr(self, f"{tower}_static")[f"block_{block}"])
@@ -157,173 +158,173 @@ class AdaCLIP(Method):
             prompts[block] = prompt.half().to(prompt.dtype) if self.half_prompts else prompt
         return prompts
 
+    # -- image ---------------------------------------------------------------------------------------------
+
     @torch.no_grad()
-    def image_feature(self, images: Tensor, x: Tensor) -> Tensor:
-        """Computes the images' ordinary CLIP embeddings (B, D), not normalised.
-
-        In training they are kept by the images' content: they are the same in every epoch.
-
-        Args:
-            images: Normalised images (B, 3, S, S).
-            x: The same, embedded as tokens (B, 1 + n, W).
-        """
-        tower = self.backbone.image
-        if not self.training:
-            return tower.encode_tokens(x)
-        keys = [hash(image.float().cpu().numpy().tobytes()) for image in images]
-        new = [row for row, key in enumerate(keys) if key not in self._plain]
-        if len(self._plain) + len(new) > 100_000:
-            self._plain.clear()
-            new = list(range(len(keys)))
-        if new:
-            for row, feature in zip(new, tower.encode_tokens(x[new]), strict=True):
-                self._plain[keys[row]] = feature.float().cpu()
-        return torch.stack([self._plain[key] for key in keys]).to(images.device)
-
-    # -- towers --------------------------------------------------------------------------------------------
-
-    def encode_image(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
-        """Runs the image tower with its prompts.
-
-        Args:
-            images: Normalised images (B, 3, S, S).
+    def encode(self, images: Tensor) -> Features:
+        """Runs what is frozen: the embedding, and the plain pass where something reads it.
 
         Returns:
-            Tokens of the four layers (B, 1 + n, W), class token first; the image embedding (B, D); and the ordinary
-            CLIP embedding (B, D) that dynamic prompts are made of, None where there are none.
+            Tokens of the four layers of the plain pass, where no prompts change them or references are compared with
+            them; the ordinary CLIP embedding (B, D), where dynamic prompts are made of it or it is the result; and
+            the embedded tokens as ``classes`` and ``branch``, which the prompted tower starts from.
         """
         tower = self.backbone.image
-        dynamic = "D" in self.prompt_type
-        if not self._blocks["visual"] or self.prompt_type == "none":
-            with torch.no_grad():  # nothing learned in here: one ordinary pass gives both embeddings
-                tokens = tower.run(tower.embed(images), layers=self.layers)
-                pooled = tower.project(tokens.last[:, 0])
-            return [tokens.hidden_states[layer] for layer in self.layers], pooled, pooled if dynamic else None
         x = tower.embed(images)
-        feature = self.image_feature(images, x) if dynamic else None
-        count = x.shape[1]
-        edit = append_prompts(self.branch_prompts("visual", feature), count)
-        tokens = tower.run(x, layers=self.layers, before=edit)
-        return (
-            [tokens.hidden_states[layer][:, :count] for layer in self.layers],
-            tower.project(tokens.last[:, 0]),
-            feature,
-        )
+        grid = tower.grid(images.shape[-2], images.shape[-1])
+        start: dict[str, Any] = {"classes": (x[:, 0],), "branch": (x[:, 1:].unflatten(1, grid),)}
+        if not self._prompted("visual") or self.memory.in_use:
+            tokens = tower.run(x, layers=self.layers)
+            levels = tuple(tokens.hidden_states[layer][:, 1:].unflatten(1, grid) for layer in self.layers)
+            return Features(levels, tower.project(tokens.last[:, 0]), **start)
+        keep = self._plain if self.training else tower.encode_tokens  # the same in every epoch
+        return Features((), keep(x) if "D" in self.prompt_type else None, **start)
 
-    def encode_text(self, class_names: Sequence[str], feature: Tensor | None) -> Tensor:
-        """Encodes each image's sentences, prompts in place: unit vectors (B, 2, D), normal and abnormal.
+    def encode_prompted(self, features: Features) -> tuple[list[Tensor], Tensor]:
+        """Runs the image tower with its prompts.
 
-        Args:
-            class_names: What is in each image.
-            feature: The images' ordinary CLIP embeddings (B, D), for dynamic prompts.
+        Returns:
+            Patch tokens of the four layers (B, n, W), and the image embedding (B, D).
         """
-        if not self._blocks["text"] or self.prompt_type == "none":
-            return self.texts(class_names)
-        prompts = self.branch_prompts("text", feature)
-        if "D" in self.prompt_type:
-            return self._prompted_text(class_names, prompts)
-        if self.training:
-            different = list(dict.fromkeys(class_names))
-            found = dict(zip(different, self._prompted_text(different, prompts), strict=True))
-        else:  # static prompts: a class's vectors stay what they are until the prompts change
-            version = tuple(prompt._version for prompt in self.text_static.values())
-            if self._static_text[0] != version:
-                self._static_text = (version, {})
-            found = self._static_text[1]
-            if new := [name for name in dict.fromkeys(class_names) if name not in found]:
-                found.update(zip(new, self._prompted_text(new, prompts), strict=True))
-        return torch.stack([found[name].to(self.device) for name in class_names])
+        if not self._prompted("visual"):
+            assert features.image is not None
+            return [level.flatten(1, 2) for level in features.levels], features.image
+        tower = self.backbone.image
+        x = torch.cat([features.classes[0][:, None], features.branch[0].flatten(1, 2)], dim=1)
+        count = x.shape[1]
+        edit = append_prompts(self.branch_prompts("visual", features.image), count)
+        tokens = tower.run(x, layers=self.layers, before=edit)
+        states = [tokens.hidden_states[layer] for layer in self.layers]
+        return [state[:, 1:count] for state in states], tower.project(tokens.last[:, 0])
 
-    def _prompted_text(self, class_names: Sequence[str], prompts: dict[int, Tensor]) -> Tensor:
-        """Runs the text tower from its second block on; before that nothing is learned, and classes are kept."""
-        tower = self.text_tower
-        packed = PackedSentences.stack([self._start(name) for name in class_names])
-        edit = overwrite_prompts(prompts)
-        shifted: TokenEdit = lambda number, x: edit(number + 1, x)  # noqa: E731
-        x = run_blocks(tower.text.transformer.resblocks[1:], packed.tokens, mask=packed.mask, before=shifted).last
-        sentences = normalize(tower.finish(x, packed.ends).float())
-        normal = len(self.prompts.normal) * len(self.prompts.templates)
-        return normalize(torch.stack([sentences[:, :normal].mean(1), sentences[:, normal:].mean(1)], dim=1))
+    # -- text ----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _start(self, class_name: str) -> PackedSentences:
-        """Returns a class's sentences after the first block.
+    def class_text(self, class_name: str) -> Tensor | PackedSentences:
+        """Returns a class's two text vectors (2, D), unit length, normal and abnormal; or, with prompts, its sentences.
 
-        From the second block on they share the start token and, once the prompts have taken their place, the words
+        With prompts in the text tower these are the tokens after the first block: up to there nothing is learned. From
+        the second block on sentences share the start token and, once the prompts have taken their place, the words
         after it.
         """
-        if class_name not in self._first:
-            tower = self.text_tower
-            ids = tower.tokenize(self._sentences(class_name))
-            ends = tower.ends(ids)
-            length = int(ends.max()) + 1
-            with torch.autocast(self.device.type, enabled=False):
-                x = tower.embed(ids[:, :length]) + tower.text.positional_embedding[:length]
-                x = run_blocks(tower.text.transformer.resblocks[:1], x, mask=causal_mask(length, x)).last
-            self._first[class_name] = pack_sentences(x, ends, 1 + self.length)
-        return PackedSentences(*(part.to(self.device) for part in self._first[class_name]))
-
-    def _sentences(self, class_name: str) -> list[str]:
+        tower = self.text_tower
         normal, abnormal = self.prompts.sentences(class_name.replace("-", " "))
-        return [*normal, *abnormal]
+        if not self._prompted("text"):
+            rows = normalize(tower.encode([*normal, *abnormal]).float())
+            return normalize(torch.stack([rows[: len(normal)].mean(0), rows[len(normal) :].mean(0)]))
+        ids = tower.tokenize([*normal, *abnormal])
+        ends = tower.ends(ids)
+        length = int(ends.max()) + 1
+        x = tower.embed(ids[:, :length]) + tower.text.positional_embedding[:length]
+        x = run_blocks(tower.text.transformer.resblocks[:1], x, mask=causal_mask(length, x)).last
+        return pack_sentences(x, ends, 1 + self.length)
 
-    def class_text(self, class_name: str) -> Tensor:
-        """Returns a class's two text vectors (2, D) without prompts, unit length: normal, abnormal."""
-        rows = normalize(self.text_tower.encode(self._sentences(class_name)).float())
+    def stack_texts(self, texts: Sequence[Any]) -> Tensor | PackedSentences:
+        """Joins the texts of single images; packed sentences are filled up to one length."""
+        return PackedSentences.stack(texts) if isinstance(texts[0], PackedSentences) else torch.stack(list(texts))
+
+    def texts(self, class_names: Sequence[str]) -> Tensor | PackedSentences:
+        """Returns the text of each image; with static prompts alone its vectors, kept until the prompts change."""
+        if not self._prompted("text") or "D" in self.prompt_type:
+            return super().texts(class_names)
+        if self.training:
+            different = list(dict.fromkeys(class_names))
+            vectors = self.encode_text(super().texts(different), None)
+            return vectors[[different.index(name) for name in class_names]]
+        version = tuple((prompt._version, prompt.data_ptr()) for prompt in self.text_static.values())
+        if self._static_version != version:
+            self._static.clear()
+            self._static_version = version
+        return self._static(class_names, self.device)
+
+    def _static_vectors(self, class_name: str) -> Tensor:
+        packed = cast("PackedSentences", super().texts([class_name]))
+        return self.encode_text(packed, None)[0]
+
+    def encode_text(self, text: Tensor | PackedSentences, feature: Tensor | None) -> Tensor:
+        """Runs the text tower with its prompts from the second block on: unit vectors (B, 2, D), normal and abnormal.
+
+        Args:
+            text: What :meth:`texts` returned; vectors are returned as they are.
+            feature: The images' ordinary CLIP embeddings (B, D), for dynamic prompts.
+        """
+        if isinstance(text, Tensor):
+            return text
+        tower = self.text_tower
+        edit = overwrite_prompts(self.branch_prompts("text", feature))
+        shifted: TokenEdit = lambda number, x: edit(number + 1, x)  # noqa: E731
+        x = run_blocks(tower.text.transformer.resblocks[1:], text.tokens, mask=text.mask, before=shifted).last
+        sentences = normalize(tower.finish(x, text.ends).float())
         normal = len(self.prompts.normal) * len(self.prompts.templates)
-        return normalize(torch.stack([rows[:normal].mean(0), rows[normal:].mean(0)]))
+        return normalize(torch.stack([sentences[:, :normal].mean(1), sentences[:, normal:].mean(1)], dim=1))
 
     # -- scores --------------------------------------------------------------------------------------------
 
     def compare(
-        self, images: Tensor, class_names: Sequence[str], *, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        features: Features,
+        text: Tensor | PackedSentences,
+        references: tuple[Tensor, ...] | None = None,
+        *,
+        labels: Tensor | None = None,
+    ) -> Scores:
         """Compares an image's patches and its whole with its sentences.
 
         Args:
-            images: Normalised images (B, 3, S, S).
-            class_names: What is in each image.
+            features: What :meth:`encode` returned.
+            text: What :meth:`texts` returned.
+            references: Patch tokens of reference images, of the plain pass.
             labels: Groups of the fusion's patches, in place of clustering.
 
         Returns:
-            Logit margins (abnormal over normal) of the patches per layer (4, B, n), and of the images (B,).
+            Logit margins (abnormal over normal) of the patches per layer, and of the image (B, 1).
         """
-        tokens, pooled, feature = self.encode_image(images)
-        text = self.encode_text(class_names, feature)
-        toward = 100 * (text[:, 1] - text[:, 0]).float()
+        tokens, pooled = self.encode_prompted(features)
+        vectors = self.encode_text(text, features.image)
+        toward = 100 * (vectors[:, 1] - vectors[:, 0]).float()
         heads = zip(self.patch_heads, tokens, strict=True)
-        patches = torch.stack([normalize(head(layer[:, 1:]).float()) for head, layer in heads])
-        with torch.autocast(images.device.type, enabled=False):
+        patches = torch.stack([normalize(head(layer).float()) for head, layer in heads])
+        with torch.autocast(toward.device.type, enabled=False):
             margins = torch.einsum("lbnd,bd->lbn", patches, toward)
             whole = normalize(self.class_head(pooled.float()))
             if self.fusion:
                 fused = fuse(patches, margins.mean(0), self.clusters, clustering=self.clustering, labels=labels)
                 whole = normalize(0.2 * fused + 0.8 * whole)
-            return margins, (whole * toward).sum(1)
+            image = (whole * toward).sum(1, keepdim=True)
+        return Scores(
+            margins.transpose(0, 1).unflatten(2, features.branch[0].shape[1:3]),
+            image,
+            self.nearest(features, references),
+        )
 
-    def score(self, images: Tensor, class_names: list[str]) -> Prediction:
-        """Scores images; see :meth:`vlad.Method.score`."""
-        margins, whole = self.compare(images, class_names)
-        # The mean of upsampled logits is the upsampled mean; a softmax over two is the sigmoid of their difference.
-        unsmoothed_map = upsample(to_grid(margins.mean(0)), images.shape[-1], align_corners=True).sigmoid()
-        return Prediction(unsmoothed_map, self.smooth(unsmoothed_map), whole.sigmoid())
+    def map_of(self, scores: Scores, size: tuple[int, int]) -> Tensor:
+        """Returns the abnormal probability: the sigmoid of the mean margin, upsampled.
+
+        The mean of upsampled logits is the upsampled mean; a softmax over two is the sigmoid of their difference.
+        """
+        return super().map_of(scores, size).sigmoid()
+
+    def components_of(self, scores: Scores, anomaly_map: Tensor) -> Tensor:
+        """Returns the abnormal probability of the image (B, 1)."""
+        assert scores.image is not None
+        return scores.image.sigmoid()
 
     # -- training ------------------------------------------------------------------------------------------
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns the focal loss of the images, and focal and Dice losses of the maps summed over the layers.
 
         Anomalous images without a mask teach the image score alone; published code counts all their pixels as normal.
         """
-        margins, whole = self.compare(batch["image"], batch["class_name"])
+        scores = self.compare(features, self.texts(batch["class_name"]))
+        assert scores.image is not None
         known = known_masks(batch)
-        return self.losses(margins[:, known], whole, batch["mask"][known], batch["label"])
+        return self.losses(scores.patches[known], scores.image[:, 0], batch["mask"][known], batch["label"])
 
     def losses(self, margins: Tensor, whole: Tensor, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Computes the terms of the loss.
 
         Args:
-            margins: Logit margins of the patches per layer (4, M, n), of the images whose masks are known.
+            margins: Logit margins of the patches per layer (M, 4, h, w), of the images whose masks are known.
             whole: Logit margins of the images (B,).
             mask: True where anomalous (M, S, S).
             label: 1 for anomalous images (B,).
@@ -331,18 +332,19 @@ class AdaCLIP(Method):
         if not len(mask):
             nothing = 0 * margins.sum()
             return {
-                "image": focal_loss(_both(whole), label),
+                "image": focal_loss(two_classes(whole), label),
                 **dict.fromkeys(("focal", "dice", "dice_normal"), nothing),
             }
         rows = (lambda x: x.flatten(0, 1).unsqueeze(1)) if self.dice == "row" else (lambda x: x)
         terms: dict[str, list[Tensor]] = {"focal": [], "dice": [], "dice_normal": []}
-        for margin in margins:
-            probabilities = _both(upsample(to_grid(margin), mask.shape[-1], align_corners=True))
+        size = (mask.shape[-2], mask.shape[-1])
+        for margin in margins.unbind(1):
+            probabilities = two_classes(upsample(margin, size, align_corners=True))
             terms["focal"].append(focal_loss(probabilities, mask))
             terms["dice"].append(dice_loss(rows(probabilities[:, 1]), rows(mask)))
             terms["dice_normal"].append(dice_loss(rows(probabilities[:, 0]), rows(~mask.bool())))
         summed = {name: torch.stack(values).sum() for name, values in terms.items()}
-        return {"image": focal_loss(_both(whole), label), **summed}
+        return {"image": focal_loss(two_classes(whole), label), **summed}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over prompts and layers, no schedule, as published."""
@@ -354,11 +356,6 @@ class AdaCLIP(Method):
     def published_state(self, file: Mapping[str, Any]) -> dict[str, Tensor]:
         """Maps the published names ``clip_model.*`` to ours; every key must have its place."""
         return published_state(file, self.prompt_type, self._blocks, self.length, len(self.layers))
-
-
-def _both(margin: Tensor) -> Tensor:
-    """Returns the probabilities of normal and abnormal (B, 2, …) from logit margins (B, …)."""
-    return torch.stack([F.sigmoid(-margin), F.sigmoid(margin)], dim=1)
 
 
 def _prompts(blocks: Sequence[int], length: int, width: int) -> nn.ParameterDict:

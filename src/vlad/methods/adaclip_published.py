@@ -9,10 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlad.checkpoint import hyperparameters, not_published
 from vlad.errors import WeightsError
-from vlad.weights import hyperparameters, not_published
+from vlad.published import Published
 
-__all__ = ["published_state", "read_settings"]
+__all__ = ["PUBLISHED", "published_state", "read_settings"]
+
+PUBLISHED = {
+    name: Published("Caoyunkang/AdaCLIP", f"weights/pretrained_{name}.pth", sha256, "space")
+    for name, sha256 in {
+        "mvtec_colondb": "be51a42c052bd4cf060e54f503a1f5d0b2a3b899bc8dc2e243042f18b215427e",
+        "visa_clinicdb": "3deabbbaf1e412cfdfcb42923a500b986f4b9ee96ccbc7a735d89dbc87df44c8",
+        "all": "33e8d3db1cb4aab030866b8b70a46e10aa27ebf2c23b5463cb07f2574addd98c",
+    }.items()
+}
+"""The authors' weights by name."""
 
 
 def published_state(

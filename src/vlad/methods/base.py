@@ -1,128 +1,176 @@
-"""The interface of a method, and everything a method author does not have to write."""
+"""The interface of a method: three joints to write, and everything an author does not have to write."""
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from vlad.clip.backbone import Backbone
+from vlad.checkpoint import load_weights
 from vlad.clip.numerics import Numerics
-from vlad.clip.similarity import smooth
+from vlad.clip.similarity import smooth, upsample
 from vlad.clip.text import TextTower
-from vlad.errors import MethodError, WeightsError
-from vlad.metrics.evaluation import Evaluation, EvaluationResult
-from vlad.types import Batch, Prediction, Preprocess
-from vlad.weights import Published, class_path_of, describe, locate, read_weights
+from vlad.encoders import Encoder, load_encoder
+from vlad.errors import MethodError
+from vlad.memory import memory_scores
+from vlad.methods.arguments import plain_arguments
+from vlad.methods.few_shot import ReferenceMemory, fit_references
+from vlad.methods.loops import Loops
+from vlad.methods.texts import TextCache, stack_texts
+from vlad.published import Published
+from vlad.types import (
+    Batch,
+    Features,
+    Prediction,
+    Preprocess,
+    Requirements,
+    Scores,
+    Supervision,
+    Tags,
+    join_rows,
+    take_rows,
+)
 
 __all__ = ["Method"]
 
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-class Method(LightningModule):
-    """Base of all detectors: write :meth:`score`; if it learns, :meth:`loss`.
 
-    The base gives the training, validation, test and prediction loops, metrics, smoothing, logging, and
-    checkpoints that hold what was trained and never the frozen CLIP. Constructor arguments are saved as
-    hyper-parameters by themselves; keep them plain JSON values.
+class Method(Loops):
+    """Base of all detectors: write :meth:`encode` and :meth:`compare`; if it learns, :meth:`loss`.
+
+    The base gives upsampling, smoothing, few-shot references, the loops, metrics, logging, and checkpoints that hold
+    what was trained or fitted and never the frozen encoder. Rules: an image's prediction does not depend on the rest
+    of the batch; scoring draws no random numbers; higher scores mean more anomalous; constructor arguments are plain
+    JSON values or dataclasses of them.
 
     Attributes:
         api: Version of the method interface that the class was written for.
         epochs: Epochs of the published recipe, used by ``vlad fit`` when the user gives none.
-        learns_from: ``labelled``: the test split of auxiliary data, masks and all, as most detectors of this field.
-            ``normal``: the normal images of the train split; the data module leaves anomalous ones out.
+        supervision: What it learns from; see :data:`vlad.types.Supervision`.
         numerics: How the published method drives CLIP; see :class:`vlad.clip.Numerics`.
         published_weights: The authors' weights by name, for ``weights: NAME``.
-        backbone: The frozen CLIP, or None for a method without one.
-        layers: Blocks the method reads, from 1.
+        align_corners: How the base upsamples patch scores; papers differ.
+        backbone: The frozen encoder, or None for a method without one.
+        layers: Intermediate layers the method reads, from 1.
         image_size: Side S of the images in pixels.
         sigma: Standard deviation in pixels of the Gaussian over the anomaly map.
+        memory: Patch tokens of the reference images, by category; empty for zero-shot.
+        origin: Where trained parameters come from: a file, a checkpoint, ``fit``; "" while untrained.
+        allow_untrained: Whether it scores all the same while untrained, for experiments.
     """
 
-    api: ClassVar[int] = 1
+    api: ClassVar[int] = 2
     epochs: ClassVar[int | None] = None
-    learns_from: ClassVar[Literal["labelled", "normal"]] = "labelled"
+    supervision: ClassVar[Supervision] = "auxiliary"
     numerics: ClassVar[Numerics] = Numerics()
     published_weights: ClassVar[Mapping[str, Published]] = {}
+    align_corners: ClassVar[bool] = False
 
-    backbone: Backbone
+    def __new__(cls, *args: Any, **kwargs: Any) -> Method:
+        """Remembers the constructor's arguments, which a checkpoint saves."""
+        self = super().__new__(cls)
+        self.__dict__["_arguments"] = (args, kwargs)
+        return self
 
     def __init__(
         self,
         *,
-        backbone: str,
+        backbone: str | Encoder | None,
         pretrained: str | None = None,
         image_size: int,
         layers: Sequence[int] = (),
         sigma: float = 0.0,
         text: bool = True,
     ) -> None:
-        """Loads the frozen CLIP and saves the subclass's constructor arguments.
+        """Loads the frozen encoder and saves the subclass's constructor arguments.
 
         Args:
-            backbone: open_clip name, ``hf-hub:org/repo`` or ``local-dir:folder``.
-            pretrained: open_clip weights tag, for plain names.
+            backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder``, ``vlad-tiny``, ``timm:name``, a ready
+                encoder, or None.
+            pretrained: Weights tag or file; ``random`` for random weights.
             image_size: Side S of the images in pixels.
-            layers: Blocks the method reads, from 1.
+            layers: Intermediate layers the method reads, from 1.
             sigma: Standard deviation in pixels of the Gaussian over the map; 0 for none.
             text: Whether the method uses the text tower.
 
         Raises:
-            BackboneError: The CLIP cannot be loaded, or the patch does not divide ``image_size``.
+            BackboneError: The encoder cannot be loaded, or the patch does not divide ``image_size``.
             MethodError: A layer number is out of range.
         """
         super().__init__()
-        self.save_hyperparameters(ignore=self._not_saved())
-        self.backbone = Backbone.load(backbone, pretrained, numerics=self.numerics, text=text)
-        self.backbone.image.grid(image_size, image_size)
-        depth = self.backbone.image.depth
-        if any(not 1 <= layer <= depth for layer in layers) or len(set(layers)) != len(layers):
-            raise MethodError(f"layers must be different block numbers from 1 to {depth}, got {list(layers)}")
+        self.save_hyperparameters(plain_arguments(type(self), *self.__dict__.pop("_arguments", ((), {}))))
+        self.backbone: Any = load_encoder(backbone, pretrained, numerics=self.numerics, text=text)
+        if self.backbone is not None:
+            self.backbone.grid(image_size, image_size)
+            depth = self.backbone.depth
+            if any(not 1 <= layer <= depth for layer in layers) or len(set(layers)) != len(layers):
+                raise MethodError(f"layers must be different block numbers from 1 to {depth}, got {list(layers)}")
         self.layers = tuple(sorted(layers))
         self.image_size = image_size
         self.sigma = sigma
-        self.evaluation = Evaluation()
-        self._texts: dict[str, Tensor] = {}
-
-    @classmethod
-    def _not_saved(cls) -> list[str]:
-        """Arguments kept out of the hyper-parameters: ``weights``, and those of bases that cls does not take."""
-        every = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
-        own = set(inspect.signature(cls.__init__).parameters)
-        return sorted((every - own) | {"weights"})
+        self.memory = ReferenceMemory()
+        self.origin = ""
+        self.allow_untrained = False
+        self._texts = TextCache(self.class_text, self.stack_texts)
 
     # -- what a method author writes -----------------------------------------------------------------------
 
-    def score(self, images: Tensor, class_names: list[str]) -> Prediction:
-        """Scores a batch of images; each image's result is independent of the rest of the batch.
+    def encode(self, images: Tensor) -> Features:
+        """Runs the frozen encoder; by default reads the patch tokens of ``layers`` and the image embedding.
 
         Args:
-            images: Normalised images (B, 3, S, S), float.
-            class_names: What is in each image (B strings).
+            images: Normalised images (B, 3, H, W), float.
+        """
+        with torch.no_grad():
+            return self.backbone.encode(images, self.layers)
+
+    def compare(self, features: Features, text: Any, references: tuple[Tensor, ...] | None = None) -> Scores:
+        """Compares features with text and references.
+
+        Args:
+            features: What :meth:`encode` returned.
+            text: Text of each image, a tree of tensors (B, …); None for a method without class names.
+            references: Patch tokens of one category's references, per level (N, D); None for zero-shot. Usually
+                passed on: ``Scores(patches, terms, self.nearest(features, references))``.
 
         Returns:
-            The prediction: maps (B, S, S) and image scores (B,), higher meaning more anomalous.
+            Scores on the patch grid.
         """
         raise NotImplementedError
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the named terms of the training loss; they are logged, and their sum is minimised."""
+    def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
+        """Returns the named terms of the training loss; they are logged, and their sum is minimised.
+
+        Args:
+            features: What :meth:`encode_for_loss` made of the batch's images.
+            batch: The batch, as :meth:`prepare` left it.
+        """
         raise MethodError(f"{type(self).__name__} is training-free; run vlad test or vlad predict")
 
-    def class_text(self, class_name: str) -> Tensor:
-        """Returns a class's text vectors (K, D), computed once and kept; see :meth:`texts`."""
-        raise NotImplementedError
-
-    def fuse_scores(self, terms: Tensor) -> Tensor | None:
-        """Combines the image terms (N, T) of all test images of a category to scores (N,).
-
-        For protocols that need the whole test set. None keeps each image's own score.
-        """
+    def class_text(self, class_name: str) -> Any:
+        """Returns a class's text, usually vectors (K, D); computed once and kept. None: class names do not matter."""
         return None
+
+    def map_of(self, scores: Scores, size: tuple[int, int]) -> Tensor:
+        """Makes a map (B, H, W) of scores: by default the mean over the levels, upsampled."""
+        return upsample(scores.patches.mean(1), size, align_corners=self.align_corners)
+
+    def components_of(self, scores: Scores, anomaly_map: Tensor) -> Tensor:
+        """Returns the parts of the image score (B, T), whose sum it is: by default the map's maximum alone."""
+        return anomaly_map.amax((1, 2))[:, None]
+
+    def score_set(self, features: Features | None, predictions: Prediction | None, size: tuple[int, int]) -> Prediction:
+        """Scores all test images of a category together; only for transductive methods, see ``tags``.
+
+        Args:
+            features: Features of all images, for ``transductive="features"``; else None.
+            predictions: Predictions of all images without their maps, for ``transductive="scores"``; else None.
+            size: Height and width of the maps.
+        """
+        raise NotImplementedError
 
     def published_state(self, file: Mapping[str, Any]) -> dict[str, Tensor]:
         """Maps a checkpoint in the authors' format to the names of this module's trained parameters."""
@@ -133,12 +181,136 @@ class Method(LightningModule):
         trained = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.Adam(trained, lr=getattr(self, "lr", 1e-3))
 
+    @property
+    def tags(self) -> Tags:
+        """What is special about the method."""
+        return Tags(class_names=type(self).class_text is not Method.class_text)
+
+    # -- less often written --------------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Changes a training batch before it is encoded, such as by pseudo-anomalies."""
+        return batch
+
+    def encode_for_loss(self, images: Tensor) -> Features:
+        """The same as :meth:`encode`; overridden where the loss reads less."""
+        return self.encode(images)
+
+    def stack_texts(self, texts: Sequence[Any]) -> Any:
+        """Joins the texts of single images to a batch."""
+        return stack_texts(texts)
+
+    def memory_levels(self, features: Features) -> tuple[Tensor, ...]:
+        """Returns the patch tokens (B, h, w, D) per level that are compared with those of references."""
+        return features.levels
+
     # -- what the base gives -------------------------------------------------------------------------------
 
+    def forward(self, images: Tensor, text: Any, references: tuple[Tensor, ...] | None = None) -> Prediction:
+        """Scores images whose text is tensors already; this is what is exported."""
+        features = self.encode(images)
+        return self.finish(self.compare(features, text, references), (images.shape[-2], images.shape[-1]))
+
+    def finish(self, scores: Scores, size: tuple[int, int]) -> Prediction:
+        """Makes the prediction: upsampled, joined with the memory, smoothed, an image score.
+
+        With references the map is the zero-shot map plus the distances to the memory, and to the image score the
+        maximum of the smoothed distances is added, as APRIL-GAN does (arXiv 2305.17382); overridden where a paper
+        joins them otherwise.
+
+        Args:
+            scores: What :meth:`compare` returned.
+            size: Height and width of the maps.
+        """
+        if scores.patches.shape[1] == 0 and scores.memory is not None:  # a method that knows references alone
+            unsmoothed = upsample(scores.memory, size, align_corners=self.align_corners)
+            anomaly_map = self.smooth(unsmoothed)
+            components = self.components_of(scores, anomaly_map)
+            return Prediction(anomaly_map, components.sum(1), unsmoothed, components)
+        unsmoothed = self.map_of(scores, size)
+        anomaly_map = self.smooth(unsmoothed)
+        components = self.components_of(scores, anomaly_map).float()
+        if scores.memory is not None:
+            distance = upsample(scores.memory, size, align_corners=self.align_corners)
+            far = self.smooth(distance)
+            unsmoothed, anomaly_map = unsmoothed + distance, anomaly_map + far  # the Gaussian is linear
+            components = torch.cat([components, far.amax((1, 2))[:, None]], dim=1)
+        return Prediction(anomaly_map, components.sum(1), unsmoothed, components)
+
+    def score(self, images: Tensor, class_names: Sequence[str], categories: Sequence[str] | None = None) -> Prediction:
+        """Scores a batch of images.
+
+        Args:
+            images: Normalised images (B, 3, H, W), float.
+            class_names: What is in each image (B strings).
+            categories: Whose references each image is compared with, ``dataset/category`` (B strings); needed where
+                references of several categories were fitted.
+
+        Returns:
+            The prediction: maps (B, H, W) and image scores (B,), higher meaning more anomalous.
+
+        Raises:
+            MethodError: Untrained, without the references it needs, or class names that do not fit the images.
+        """
+        if isinstance(class_names, str) or len(class_names) != len(images):
+            raise MethodError(f"class_names must be a list of {len(images)} strings, one per image")
+        self.refuse_unfit()
+        return self.score_features(self.encode(images), class_names, categories, images.shape[-2:])
+
+    def score_features(
+        self, features: Features, class_names: Sequence[str], categories: Sequence[str] | None, size: Sequence[int]
+    ) -> Prediction:
+        """Scores images whose features are known, each compared with the references of its category."""
+        text, (height, width) = self.texts(class_names), size
+        if not self.memory.categories:
+            return self.finish(self.compare(features, text, None), (height, width))
+        if categories is None:
+            if len(self.memory.categories) > 1:
+                raise MethodError(f"of which category is each image? There are {', '.join(self.memory.categories)}")
+            categories = self.memory.categories * len(class_names)
+        parts, order = [], []
+        for category in dict.fromkeys(categories):
+            rows = [row for row, other in enumerate(categories) if other == category]
+            order += rows
+            some = torch.tensor(rows, device=self.device)
+            part = (features, text) if len(rows) == len(categories) else take_rows((features, text), some)
+            parts.append(self.finish(self.compare(*part, self.memory.levels_of(category)), (height, width)))
+        joined = join_rows(parts)
+        return joined if len(parts) == 1 else take_rows(joined, torch.tensor(order, device=self.device).argsort())
+
+    @torch.no_grad()
+    def memory_distance(self, images: Tensor) -> Tensor:
+        """Returns each patch's distance to the nearest reference patch (B, h, w); of one category's references."""
+        distance = self.nearest(self.encode(images), self.memory.levels_of(self.memory.categories[0]))
+        assert distance is not None
+        return distance
+
+    def nearest(self, features: Features, references: tuple[Tensor, ...] | None) -> Tensor | None:
+        """Returns each patch's distance to the nearest reference patch (B, h, w); None without references."""
+        return None if references is None else memory_scores(self.memory_levels(features), references)
+
+    @torch.no_grad()
+    def fit_references(self, batches: Iterable[Batch]) -> None:
+        """Fits what needs no gradients on normal images: by default the memory of their patch tokens, by category.
+
+        Args:
+            batches: Batches of reference images; see :func:`vlad.methods.few_shot.fit_references`.
+        """
+        fit_references(self, batches)
+
+    def texts(self, class_names: Sequence[str]) -> Any:
+        """Returns the text of each image, a tree of tensors (B, …), encoding each class once; None without text."""
+        return self._texts(class_names, self.device) if self.tags.class_names else None
+
+    def smooth(self, maps: Tensor) -> Tensor:
+        """Smooths maps (B, H, W) with the method's Gaussian."""
+        return smooth(maps, self.sigma)
+
     @property
-    def preprocess(self) -> Preprocess:
-        """What the data module does to images for this method."""
-        return Preprocess(self.image_size, self.backbone.mean, self.backbone.std)
+    def requirements(self) -> Requirements:
+        """What the data module has to know; see ``AnomalyDataModule.require``."""
+        mean, std = (_MEAN, _STD) if self.backbone is None else (self.backbone.mean, self.backbone.std)
+        return Requirements(Preprocess(self.image_size, mean, std), self.supervision if self.trains else None)
 
     @property
     def trains(self) -> bool:
@@ -150,128 +322,30 @@ class Method(LightningModule):
         """The text tower.
 
         Raises:
-            MethodError: The method was built without one.
+            MethodError: The encoder has none, or it was left out.
         """
-        if self.backbone.text is None:
-            raise MethodError(f"{type(self).__name__} was built without a text tower")
+        if getattr(self.backbone, "text", None) is None:
+            raise MethodError(f"{type(self).__name__} needs a text tower, and its encoder has none: give a CLIP")
         return self.backbone.text
 
-    def texts(self, class_names: Sequence[str]) -> Tensor:
-        """Returns the text vectors of each image (B, K, D), encoding each class once, in float32."""
-        for name in dict.fromkeys(class_names):
-            if name not in self._texts:
-                with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                    self._texts[name] = self.class_text(name)
-        return torch.stack([self._texts[name].to(self.device) for name in class_names])
-
-    def smooth(self, unsmoothed_map: Tensor) -> Tensor:
-        """Smooths maps (B, S, S) with the method's Gaussian."""
-        return smooth(unsmoothed_map, self.sigma)
-
-    def forward(self, images: Tensor, class_names: list[str]) -> Prediction:
-        """The same as :meth:`score`."""
-        return self.score(images, class_names)
+    def refuse_unfit(self) -> None:
+        """Raises MethodError where scores would mean nothing: untrained, or without the references it needs."""
+        name = type(self).__name__
+        if self.trains and not self.origin and not self.allow_untrained:
+            raise MethodError(
+                f"{name} has not been trained: give a trained run (--ckpt_path RUN), its authors' weights "
+                "(--model.weights NAME_OR_FILE), run vlad fit first, or give --allow-untrained for an experiment"
+            )
+        if self.tags.needs_references and not self.memory.categories:
+            raise MethodError(
+                f"{name} compares with reference images and has none: give --shots K, or --references FOLDER of "
+                "normal images"
+            )
 
     def load_weights(self, path: str) -> None:
-        """Loads trained parameters: the authors' file or its name, one of vlad's checkpoints, or a run folder.
+        """Loads trained parameters and fitted state: the authors' file or its name, a checkpoint, or a run folder.
 
         Raises:
-            WeightsError: Unreadable or unsafe file, or its parameters do not fit; the message lists them.
+            WeightsError: Unreadable or unsafe file, or its tensors do not fit; the message lists them.
         """
-        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if not trained:
-            raise WeightsError(
-                f"{type(self).__name__} is training-free and has no weights to load; drop weights: {path}"
-            )
-        state = read_weights(locate(path, self.published_weights), self)
-        problems = [f"missing {name}" for name in trained if name not in state]
-        problems += [f"unexpected {name}" for name in state if name not in trained]
-        problems += [
-            f"{name} has shape {tuple(state[name].shape)}, expected {tuple(p.shape)}"
-            for name, p in trained.items()
-            if name in state and state[name].shape != p.shape
-        ]
-        if problems:
-            raise WeightsError(f"{path} does not fit {type(self).__name__}: " + "; ".join(problems[:8]))
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(state[name])
-
-    # -- loops ---------------------------------------------------------------------------------------------
-
-    def setup(self, stage: str) -> None:
-        """Refuses to train what has nothing to train."""
-        if stage == "fit" and not self.trains:
-            raise MethodError(f"{type(self).__name__} is training-free; run vlad test or vlad predict")
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Logs the terms of the loss and returns their sum."""
-        terms = self.loss(batch)
-        total = torch.stack([term.float() for term in terms.values()]).sum()
-        size = len(batch["image"])
-        self.log("train/loss", total, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=size)
-        return total
-
-    def _evaluate_step(self, batch: Batch) -> Prediction:
-        prediction = self.score(batch["image"], batch["class_name"]).detached()
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        self.evaluation.update(batch, prediction, rank=rank, world_size=world)
-        return prediction
-
-    def _finish_evaluation(self, stage: str) -> EvaluationResult:
-        result = self.evaluation.compute(self.fuse_scores)
-        for part, found in ((stage, result), (f"{stage}/unrefined", result.unrefined)):
-            mean = {name: value for name, value in found.mean.items() if not math.isnan(value)} if found else {}
-            self.log_dict({f"{part}/{name}": value for name, value in mean.items()}, rank_zero_only=True)
-        return result
-
-    def on_validation_epoch_start(self) -> None:
-        """Forgets the last evaluation."""
-        self.evaluation.reset()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> Prediction:  # type: ignore[override]
-        """Scores a batch and adds it to the evaluation."""
-        return self._evaluate_step(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Computes the metrics over the validation set."""
-        self._finish_evaluation("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Forgets the last evaluation."""
-        self.evaluation.reset()
-
-    def test_step(self, batch: Batch, batch_idx: int) -> Prediction:  # type: ignore[override]
-        """Scores a batch and adds it to the evaluation."""
-        return self._evaluate_step(batch)
-
-    def on_test_epoch_end(self) -> None:
-        """Computes the metrics over the test set."""
-        self._finish_evaluation("test")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
-        """Scores a batch of images of which nothing is known."""
-        return self.score(batch["image"], batch["class_name"]).detached()
-
-    # -- checkpoints ---------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the frozen CLIP out and records which one it was."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("backbone.")}
-        checkpoint["vlad"] = describe(self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses another method's or another CLIP's checkpoint; fills in the frozen CLIP for a strict load."""
-        record, own = checkpoint.get("vlad", {}), describe(self)
-        if record.get("class_path", own["class_path"]) != class_path_of(type(self)):
-            raise WeightsError(f"the checkpoint is of {record['class_path']}, this method is {own['class_path']}")
-        if record.get("fingerprint", own["fingerprint"]) != own["fingerprint"]:
-            raise WeightsError(
-                f"the checkpoint was trained on CLIP {record['backbone']} ({record['pretrained']}, weights "
-                f"{record['fingerprint']}), this one is {own['backbone']} ({own['pretrained']}, weights "
-                f"{own['fingerprint']}): give the same backbone and pretrained"
-            )
-        frozen = {key: value for key, value in self.state_dict().items() if key.startswith("backbone.")}
-        checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
+        load_weights(self, path)

@@ -10,30 +10,26 @@ claims the paper's figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.clip.blocks import AttentionBranch
 from vlad.clip.regions import crop_regions, full_boxes, paste_maps
-from vlad.clip.similarity import normalize, to_grid, upsample
-from vlad.errors import MethodError, nearest
+from vlad.clip.similarity import normalize, upsample
+from vlad.encoders import Encoder
+from vlad.errors import MethodError
+from vlad.methods.arguments import build_options
 from vlad.methods.base import Method
-from vlad.methods.losses import balanced_bce_loss, dice_loss, focal_loss
-from vlad.methods.refinement import Head, NoRefinement, build_refinement
-from vlad.pseudo_anomalies import Random, Synthesizer, texture_source
-from vlad.types import Batch, Prediction, Preprocess
+from vlad.methods.losses import PIXEL_LOSSES, Losses, dice_loss
+from vlad.methods.refinement import Head, NoRefinement, Refinement, Zoom
+from vlad.pseudo_anomalies import Random, Synthesizer
+from vlad.types import Batch, Features, Prediction, Preprocess, Requirements, Scores, Tags
 
 __all__ = ["CLIPADA"]
-
-PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "bce": lambda logits, target: F.binary_cross_entropy_with_logits(logits, target.float()),
-    "balanced_bce": balanced_bce_loss,
-    "focal": lambda logits, target: focal_loss(torch.stack([(-logits).sigmoid(), logits.sigmoid()], dim=1), target),
-}
 
 
 class CLIPADA(Method):
@@ -47,11 +43,11 @@ class CLIPADA(Method):
     """
 
     epochs = 30
-    learns_from = "normal"
+    supervision = "one-class"
 
     def __init__(
         self,
-        backbone: str = "ViT-L-14-336",
+        backbone: str | Encoder = "ViT-L-14-336",
         pretrained: str | None = "openai",
         image_size: int = 336,
         full_size: int = 1008,
@@ -63,19 +59,9 @@ class CLIPADA(Method):
         normal_prompt: bool = False,
         scale: float = 1 / 0.07,
         bias: float = -2.0,
-        recipe: Literal["perlin", "cutpaste", "poisson", "region", "mixed"] = "perlin",
-        textures: str = "procedural",
-        probability: float = 1.0,
-        keep_to_part: bool = False,
-        pixel_loss: Literal["bce", "balanced_bce", "focal"] = "bce",
-        region_view: float = 1.0,
-        refinement: str = "zoom",
-        regions: int = 3,
-        threshold: float = 0.5,
-        margin: float = 1.5,
-        min_side: float | None = None,
-        merge: Literal["mean", "fine"] = "mean",
-        steps: int = 1,
+        synthesis: Synthesizer | None = None,
+        losses: Losses | None = None,
+        refinement: Refinement | None = None,
         sigma: float = 12.0,
         top: float = 0.001,
         lr: float = 1e-3,
@@ -84,34 +70,22 @@ class CLIPADA(Method):
 
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny`` (A1).
-            pretrained: open_clip weights tag, for plain names; null gives random weights.
+            pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
             image_size: Side of what the tower looks at, in pixels: the whole image, or a region (A2).
-            full_size: Side S that images are given in, that regions are cut from and that maps have, in pixels.
+            full_size: Side S that images are given in, that regions are cropped from and that maps have, in pixels.
             weights: Trained parameters: one of vlad's checkpoints, or a run folder.
-            layers: Blocks whose tokens are compared with the prompt, from 1; by default every quarter (A4).
-            linear: Whether each level has a linear map to the joint space; else the value-value path's last tokens are
-                compared, through CLIP's own projection, and the prompt is all that is learned (A3).
+            layers: Layers whose tokens are compared with the prompt, from 1; by default every quarter (A4).
+            linear: Whether each level has a linear map to the joint space; else the last tokens of the value-value
+                attention branch are compared, through CLIP's own projection, and only the prompt is learned (A3).
             length: Learned vectors of a prompt (A5).
             words: Words after them, such as ``anomaly``.
             normal_prompt: Whether a second prompt stands for what is normal (A6).
             scale: Factor of the cosines at the start; learned (A7).
             bias: Logit of a cosine of 0 at the start; learned. None is needed beside a normal prompt.
-            recipe: Pseudo-anomalies: ``perlin``, ``cutpaste``, ``poisson``, ``region`` or ``mixed`` (A8).
-            textures: What is blended in: ``procedural``, ``images`` (of the batch), or a folder such as DTD's.
-            probability: Share of the training images that get a pseudo-anomaly.
-            keep_to_part: Whether pseudo-anomalies leave a plain background alone.
-            pixel_loss: Loss beside Dice: binary cross-entropy; the same with three hard negatives for each positive;
-                or focal (A10).
-            region_view: Weight of the loss on a square region about the pseudo-anomaly; 0 for none (A11).
-            refinement: ``zoom`` looks at regions again, closer; ``head`` is a small trained decoder; ``none``; or what
-                has been added to :data:`vlad.methods.refinement.REFINEMENTS` (A12).
-            regions: Regions per image at most, for zoom.
-            threshold: Share of the map's maximum that a region is above.
-            margin: Size of a box in units of its region's.
-            min_side: Smallest side of a box as a share of the image's, in training too. By default image_size /
-                full_size: a region is not enlarged beyond the pixels that the image has.
-            merge: ``mean`` of both looks, or the closer one alone (``fine``).
-            steps: How many times zoom is applied.
+            synthesis: How pseudo-anomalies are made (A8).
+            losses: Terms of the training loss (A10, A11).
+            refinement: ``Zoom`` looks at regions again, closer, and is the default; ``Head`` is a small trained
+                decoder; ``NoRefinement``; or a refinement of your own (A12).
             sigma: Standard deviation in pixels of the Gaussian over the map (A13).
             top: Share of the map's pixels whose mean is the image score; 0 for the maximum (A14).
             lr: Learning rate of AdamW (A15).
@@ -125,18 +99,19 @@ class CLIPADA(Method):
         most = text.context_length - 1 - int(text.ends(text.tokenize([words])))
         if not 1 <= length <= most:
             raise MethodError(f"length must be from 1 to {most}, got {length}")
-        min_side = image_size / full_size if min_side is None else min_side
-        if pixel_loss not in PIXEL_LOSSES:
-            raise MethodError(f"no pixel_loss is named '{pixel_loss}'; {nearest(pixel_loss, PIXEL_LOSSES)}")
-        if not (0 < min_side <= 1 and 0 < threshold < 1 and 0 <= top <= 1):
-            raise MethodError("min_side, threshold and top are shares: between 0 and 1")
+        if not 0 <= top <= 1:
+            raise MethodError("top is a share: between 0 and 1")
         quarter = max(1, tower.depth // 4)
         self.layers = (self.layers or tuple(range(quarter, tower.depth + 1, quarter))) if linear else (tower.depth,)
-        self.full_size, self.linear, self.words = full_size, linear, words
-        self.pixel_loss, self.region_view, self.min_side = pixel_loss, region_view, min_side
-        self.textures, self.top, self.lr = textures, top, lr
+        self.full_size, self.linear, self.words, self.top, self.lr = full_size, linear, words, top, lr
+        self.synthesis: Synthesizer = build_options(synthesis or Synthesizer(), Synthesizer)
+        self.losses: Losses = build_options(losses or Losses(), Losses)
+        refinement = build_options(refinement or Zoom(), Refinement)
+        self.min_side = getattr(refinement, "min_side", None) or image_size / full_size
+        self.how: Refinement = (
+            replace(refinement, min_side=self.min_side) if isinstance(refinement, Zoom) else refinement
+        )
         self._text: tuple[Any, Tensor | None] = (None, None)
-        self._synthesizer = Synthesizer(recipe, probability, keep_to_part)
 
         self.prompt = nn.Parameter(0.02 * torch.randn(2 if normal_prompt else 1, length, text.width))
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
@@ -144,15 +119,20 @@ class CLIPADA(Method):
             self.bias = nn.Parameter(torch.tensor(bias))
         if linear:
             self.maps = nn.ModuleList(nn.Linear(tower.width, tower.embed_dim) for _ in self.layers)
-        wishes = {"threshold": threshold, "margin": margin, "min_side": min_side, "merge": merge, "steps": steps}
-        self.refinement = build_refinement(refinement, count=regions, levels=len(self.layers), **wishes)
+        self.refinement = self.how.build(len(self.layers))
         if weights is not None:
             self.load_weights(weights)
 
     @property
-    def preprocess(self) -> Preprocess:
-        """Images are given at ``full_size``: regions are cut from them."""
-        return Preprocess(self.full_size, self.backbone.mean, self.backbone.std)
+    def requirements(self) -> Requirements:
+        """Images are given at ``full_size``: regions are cropped from them."""
+        return Requirements(Preprocess(self.full_size, self.backbone.mean, self.backbone.std), self.supervision)
+
+    @property
+    def tags(self) -> Tags:
+        """The prompt knows no class names; zoom's regions depend on the data."""
+        zoom = "zoom chooses regions by connected components of the initial map, which depends on the data"
+        return Tags(class_names=False, no_export=zoom if isinstance(self.how, Zoom) else "")
 
     # -- text ----------------------------------------------------------------------------------------------
 
@@ -181,77 +161,90 @@ class CLIPADA(Method):
 
     # -- image ---------------------------------------------------------------------------------------------
 
-    def patches(self, views: Tensor) -> list[Tensor]:
-        """Computes the patch embeddings of each level, unit vectors (n, N, D).
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Features:
+        """Runs the tower on whole images (B, 3, S, S), resized to ``image_size``; the images go along for the zoom."""
+        side = self.image_size
+        small = images if images.shape[-2:] == (side, side) else self._crop(images, None)
+        return self._encode_views(small)._replace(images=images)
 
-        Args:
-            views: What the tower looks at, normalised (n, 3, image_size, image_size).
-        """
+    def _crop(self, images: Tensor, boxes: Tensor | None) -> Tensor:
+        boxes = full_boxes(len(images), images.device) if boxes is None else boxes
+        return crop_regions(images, boxes, self.image_size)
+
+    def _encode_views(self, views: Tensor) -> Features:
         tower = self.backbone.image
-        with torch.no_grad():
-            x = tower.embed(views)
-            if not self.linear:  # value-value attention keeps a patch about itself (CLIP Surgery, AnomalyCLIP)
-                path = AttentionBranch(first=max(1, tower.depth // 4))
-                tokens = tower.run(x, branch=path, branch_layers=self.layers, need_last=False)
-                return [normalize(tower.project(tokens.branch[layer][:, 1:]).float()) for layer in self.layers]
-            tokens = tower.run(x, layers=self.layers, need_last=False)
-        hidden = (tokens.hidden_states[layer][:, 1:] for layer in self.layers)
-        return [normalize(level(layer).float()) for level, layer in zip(self.maps, hidden, strict=True)]
+        grid = tower.grid(views.shape[-2], views.shape[-1])
+        x = tower.embed(views)
+        if self.linear:
+            states = tower.run(x, layers=self.layers, need_last=False).hidden_states
+        else:  # value-value attention keeps a patch about itself (CLIP Surgery, AnomalyCLIP)
+            branch = AttentionBranch(first=max(1, tower.depth // 4))
+            states = tower.run(x, branch=branch, branch_layers=self.layers, need_last=False).branch
+        return Features(tuple(states[layer][:, 1:].unflatten(1, grid) for layer in self.layers))
 
-    def compare(self, views: Tensor) -> Tensor:
-        """Compares each patch with the prompt: logits per level on the patch grid (L, n, g, g), float32.
+    def logits(self, features: Features) -> Tensor:
+        """Compares each patch with the prompt: logits per level on the patch grid (B, L, g, g), float32.
 
         z = e^s ⟨v, t⟩ + b; with a normal prompt e^s (⟨v, t⟩ − ⟨v, t_normal⟩).
         """
-        patches, text = self.patches(views), self.encode_prompts()
-        with torch.autocast(views.device.type, enabled=False):
+        project = self.maps if self.linear else [self.backbone.image.project]
+        patches = [normalize(level(x).float()) for level, x in zip(project, features.levels, strict=True)]
+        text = self.encode_prompts()
+        with torch.autocast(text.device.type, enabled=False):
             toward = self.log_scale.exp() * (text[0] - text[1] if len(text) == 2 else text[0])
-            logits = torch.stack([level @ toward for level in patches])
-            return to_grid(logits.flatten(0, 1)).unflatten(0, logits.shape[:2]) + getattr(self, "bias", 0.0)
+            return torch.stack([level @ toward for level in patches], dim=1) + getattr(self, "bias", 0.0)
 
     def look(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """Compares regions of images with the prompt (L, n, g, g).
+        """Compares regions of images with the prompt (n, L, g, g).
 
         Args:
             images: Images (n, 3, S, S), normalised.
             boxes: Regions (n, 4) as shares of the side: top, left, bottom, right.
         """
-        return self.compare(crop_regions(images, boxes, self.image_size))
+        with torch.no_grad():
+            features = self._encode_views(self._crop(images, boxes))
+        return self.logits(features)
 
-    def score(self, images: Tensor, class_names: list[str]) -> Prediction:
-        """Scores images; see :meth:`vlad.Method.score`. The prompt knows no classes: their names are not used.
+    def compare(self, features: Features, text: Any, references: tuple[Tensor, ...] | None = None) -> Scores:
+        """Compares patches with the prompt and refines the map; class names are not used."""
+        levels = self.logits(features)
+        scores = Scores(levels, memory=self.nearest(features, references))
+        if isinstance(self.how, NoRefinement):
+            return scores
+        assert features.images is not None
+        initial = self.enlarge(levels, (features.images.shape[-2], features.images.shape[-1]))
+        return scores._replace(refined=self.how.refine(initial, levels, features.images, self.look, self.refinement))
 
-        The prediction's ``unrefined`` is what it was before the refinement.
-        """
-        boxes = full_boxes(len(images), images.device)
-        levels = self.look(images, boxes)
-        logits, _ = paste_maps(levels.mean(0), boxes, images.shape[-1])
-        first = self.finish(logits)
-        if isinstance(self.refinement, NoRefinement):
-            return first
-        refined = self.finish(self.refinement(logits, levels, images, self.look))
-        return Prediction(refined.unsmoothed_map, refined.anomaly_map, refined.image_score, unrefined=first)
+    @staticmethod
+    def enlarge(levels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Enlarges the mean of the levels (B, L, g, g) to logits (B, H, W)."""
+        return paste_maps(levels.mean(1), full_boxes(len(levels), levels.device), size[0])[0]
 
-    def finish(self, logits: Tensor) -> Prediction:
-        """Makes a prediction of logits (B, S, S): sigmoid, Gaussian, mean of the highest pixels."""
-        unsmoothed_map = logits.sigmoid()
-        anomaly_map = self.smooth(unsmoothed_map)
+    def map_of(self, scores: Scores, size: tuple[int, int]) -> Tensor:
+        """Returns the abnormal probability, refined where a refinement is."""
+        return (self.enlarge(scores.patches, size) if scores.refined is None else scores.refined).sigmoid()
+
+    def components_of(self, scores: Scores, anomaly_map: Tensor) -> Tensor:
+        """Returns the mean of the map's highest pixels (B, 1)."""
         count = max(1, round(self.top * anomaly_map[0].numel()))
-        return Prediction(unsmoothed_map, anomaly_map, anomaly_map.flatten(1).topk(count, dim=1).values.mean(1))
+        return anomaly_map.flatten(1).topk(count, dim=1).values.mean(1, keepdim=True)
+
+    def finish(self, scores: Scores, size: tuple[int, int]) -> Prediction:
+        """Makes the prediction; what it was before the refinement is its stage ``initial``."""
+        final = super().finish(scores, size)
+        if scores.refined is None:
+            return final
+        return final._replace(stages={"initial": super().finish(scores._replace(refined=None), size)})
 
     # -- training ------------------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Looks for the textures before training begins; a trained model does not need them."""
-        super().setup(stage)
-        if stage == "fit":
-            self._synthesizer.textures = texture_source(self.textures)
-
-    def synthesize(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def synthesize(self, images: Tensor, textures: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Paints pseudo-anomalies into normal images; the run's seed, the process and the step decide which.
 
         Args:
             images: Normalised images (B, 3, S, S).
+            textures: Textures that the data module has read (B, 3, S, S), uint8; else what ``synthesis`` names.
 
         Returns:
             Changed images, normalised, and masks (B, S, S), bool.
@@ -261,7 +254,7 @@ class CLIPADA(Method):
         )
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx if self._trainer is not None else 0
         random = Random(torch.initial_seed(), self.global_rank, max(0, step), device=images.device)
-        changed, mask = self._synthesizer((images.float() * std + mean).clamp(0, 1), random)
+        changed, mask = self.synthesis((images.float() * std + mean).clamp(0, 1), random, textures)
         return (changed - mean) / std, mask
 
     def draw_boxes(self, mask: Tensor) -> Tensor:
@@ -275,27 +268,32 @@ class CLIPADA(Method):
         corner = low + (high - low) * torch.rand(len(mask), 2, device=mask.device)
         return torch.cat([corner, corner + side], dim=1)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Paints pseudo-anomalies and returns pixel and Dice loss, of the whole images and of regions.
-
-        Each is the mean over the levels' maps and the fused one (and the decoder's, with ``refinement: head``).
-        """
-        images, mask = self.synthesize(batch["image"])
+    def prepare(self, batch: Batch) -> Batch:
+        """Paints pseudo-anomalies; returns the whole images, then the regions about them, at ``image_size``."""
+        images, mask = self.synthesize(batch["image"], batch.get("texture"))
         boxes = [full_boxes(len(images), images.device)]
-        if self.region_view:
+        if self.losses.region_view:
             boxes.append(self.draw_boxes(mask))
-        views = torch.cat([crop_regions(images, b, self.image_size) for b in boxes])
-        targets = torch.cat([crop_regions(mask[:, None].float(), b, self.image_size)[:, 0] > 0.5 for b in boxes])
-        levels = self.compare(views)
-        maps = [upsample(level, self.image_size, align_corners=False) for level in (*levels, levels.mean(0))]
-        if isinstance(self.refinement, Head):
-            maps.append(self.refinement(maps[-1], levels, views))
+        views = torch.cat([self._crop(images, b) for b in boxes])
+        targets = torch.cat([self._crop(mask[:, None].float(), b)[:, 0] > 0.5 for b in boxes])
+        return {**batch, "image": views, "mask": targets}
+
+    def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
+        """Returns pixel and Dice loss, of the whole images and of regions.
+
+        Each is the mean over the levels' maps and the fused one (and the decoder's, with a refinement that learns).
+        """
+        side, target, levels = (self.image_size, self.image_size), batch["mask"], self.logits(features)
+        fused = upsample(levels.mean(1), side, align_corners=False)
+        maps = [*(upsample(level, side, align_corners=False) for level in levels.unbind(1)), fused]
+        if isinstance(self.how, Head):
+            maps.append(self.how.refine(fused, levels, batch["image"], self.look, self.refinement))
+        views = {"": 1.0} | ({"region_": self.losses.region_view} if self.losses.region_view else {})
         terms: dict[str, Tensor] = {}
-        weights = (("", 1.0), ("region_", self.region_view))
-        for (name, weight), rows in zip(weights, torch.arange(len(views)).split(len(images)), strict=False):
-            seen = [(m[rows], targets[rows]) for m in maps]
-            pixel = torch.stack([PIXEL_LOSSES[self.pixel_loss](m, t) for m, t in seen]).mean()
-            terms[f"{name}{self.pixel_loss}"] = weight * pixel
+        for (name, weight), rows in zip(views.items(), torch.arange(len(target)).chunk(len(views)), strict=True):
+            seen = [(m[rows], target[rows]) for m in maps]
+            pixel = torch.stack([PIXEL_LOSSES[self.losses.pixel](m, t) for m, t in seen]).mean()
+            terms[f"{name}{self.losses.pixel}"] = weight * pixel
             terms[f"{name}dice"] = weight * torch.stack([dice_loss(m.sigmoid(), t) for m, t in seen]).mean()
         return terms
 

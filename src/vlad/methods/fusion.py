@@ -106,7 +106,7 @@ def fuse(
     near = patches.gather(2, index)
     if labels is None:
         labels = cluster(near.detach().permute(1, 2, 0, 3).flatten(2), count, clustering)
-    share = torch.nn.functional.one_hot(labels).to(near.dtype)
+    share = torch.nn.functional.one_hot(labels, count).to(near.dtype)
     size = share.sum(1)
     groups = (size > 0).sum(1, keepdim=True)
     weight = (share / size.clamp(min=1)[:, None]).sum(2) / groups

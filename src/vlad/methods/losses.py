@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["balanced_bce_loss", "dice_loss", "focal_loss"]
+from vlad.errors import MethodError, nearest
+
+__all__ = ["PIXEL_LOSSES", "Losses", "balanced_bce_loss", "dice_loss", "focal_loss", "two_classes"]
+
+
+def two_classes(margin: Tensor) -> Tensor:
+    """Returns the probabilities of normal and abnormal (B, 2, …) from logit margins (B, …)."""
+    return torch.stack([F.sigmoid(-margin), F.sigmoid(margin)], dim=1)
 
 
 def focal_loss(probabilities: Tensor, target: Tensor, *, gamma: float = 2.0, eps: float = 1e-5) -> Tensor:
@@ -64,3 +75,29 @@ def balanced_bce_loss(logits: Tensor, target: Tensor, *, negatives: float = 3.0)
     wanted = int(negatives * positives) if positives else len(target) // 100
     hardest = each[~target].topk(min(max(1, wanted), len(target) - positives)).values
     return (each[target].sum() + hardest.sum()) / max(1, positives + len(hardest))
+
+
+PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bce": lambda logits, target: F.binary_cross_entropy_with_logits(logits, target.float()),
+    "balanced_bce": balanced_bce_loss,
+    "focal": lambda logits, target: focal_loss(two_classes(logits), target),
+}
+
+
+@dataclass
+class Losses:
+    """The terms of the training loss of a method that learns from pseudo-anomalies.
+
+    Attributes:
+        pixel: Loss beside Dice: binary cross-entropy; the same with three hard negatives for each positive; or focal
+            (A10).
+        region_view: Weight of the loss on a square region about the pseudo-anomaly; 0 for none (A11).
+    """
+
+    pixel: Literal["bce", "balanced_bce", "focal"] = "bce"
+    region_view: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses unknown losses."""
+        if self.pixel not in PIXEL_LOSSES:
+            raise MethodError(f"no pixel loss is named '{self.pixel}'; {nearest(self.pixel, PIXEL_LOSSES)}")

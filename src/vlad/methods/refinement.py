@@ -1,86 +1,88 @@
-"""Anomaly region refinement: three readings of CLIP-ADA's "anomaly region refinement strategy", one interface.
+"""Anomaly region refinement: readings of CLIP-ADA's "anomaly region refinement strategy", one interface.
 
-The paper's abstract names the strategy and does not say what it does. A refinement is called with a first map and
-gives a better one; another reading can be dropped in by adding it to :data:`REFINEMENTS`.
+The paper's abstract names the strategy and does not say what it does. A refinement makes a better map of an initial
+one; another reading is a dataclass derived from :class:`Refinement`, named by its class path.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.clip.regions import find_regions, paste_maps
-from vlad.errors import MethodError, nearest
+from vlad.errors import MethodError
 
-__all__ = ["REFINEMENTS", "Head", "Look", "NoRefinement", "Refinement", "Zoom", "build_refinement"]
+__all__ = ["Head", "HeadDecoder", "Look", "NoRefinement", "Refinement", "Zoom"]
 
 Look = Callable[[Tensor, Tensor], Tensor]
-"""(images (n, 3, S, S), boxes (n, 4)) → logits of each level on the patch grid (L, n, g, g)."""
+"""(images (n, 3, S, S), boxes (n, 4)) → logits of each level on the patch grid (n, L, g, g)."""
 
 
-class Refinement(Protocol):
-    """What a refinement is."""
+@dataclass
+class Refinement:
+    """Options of a refinement. As it is, it leaves the map alone."""
 
-    def __call__(self, logits: Tensor, levels: Tensor, images: Tensor, look: Look) -> Tensor:
+    def build(self, levels: int) -> nn.Module | None:
+        """Returns the module that it trains, for L levels; None where it has nothing to train."""
+        return None
+
+    def refine(self, logits: Tensor, levels: Tensor, images: Tensor, look: Look, module: nn.Module | None) -> Tensor:
         """Refines maps.
 
         Args:
-            logits: The first maps (B, S, S).
-            levels: The same before they were fused and enlarged (L, B, g, g).
+            logits: The initial maps (B, S, S).
+            levels: The same before they were fused and enlarged (B, L, g, g).
             images: The images (B, 3, S, S), normalised.
             look: Compares regions of images with the prompt.
+            module: What :meth:`build` returned.
 
         Returns:
             Refined maps (B, S, S).
         """
-        ...
-
-
-class NoRefinement:
-    """Leaves the map as it is."""
-
-    def __call__(self, logits: Tensor, levels: Tensor, images: Tensor, look: Look) -> Tensor:
-        """Returns the first map."""
         return logits
 
 
-class Zoom:
-    """Looks again, closer: suspicious regions are cut from the full image and compared with the same prompt (R1).
+@dataclass
+class NoRefinement(Refinement):
+    """Leaves the map as it is."""
+
+
+@dataclass
+class Zoom(Refinement):
+    """Looks again, closer: suspicious regions are cropped from the full image and compared with the same prompt (R1).
 
     All regions of a batch run through the tower together. Every image is looked at, normal or not.
+
+    Attributes:
+        count: Regions per image at most.
+        threshold: Share of the map's maximum that a region is above.
+        box_scale: Size of a box in units of the region's.
+        min_side: Smallest side of a box as a share of the image's; None: a region is not enlarged beyond the pixels
+            that the image has.
+        merge: ``mean`` of initial map and closer look, or the closer (``fine``) alone.
+        steps: How many times.
     """
 
-    def __init__(
-        self,
-        *,
-        count: int = 3,
-        threshold: float = 0.5,
-        margin: float = 1.5,
-        min_side: float = 1 / 3,
-        merge: Literal["mean", "fine"] = "mean",
-        steps: int = 1,
-    ) -> None:
-        """Chooses the regions; the first four arguments as for :func:`vlad.clip.regions.find_regions`.
+    count: int = 3
+    threshold: float = 0.5
+    box_scale: float = 1.5
+    min_side: float | None = None
+    merge: Literal["mean", "fine"] = "mean"
+    steps: int = 1
 
-        Args:
-            count: Regions per image at most.
-            threshold: Share of the maximum that a region is above.
-            margin: Size of a box in units of the region's.
-            min_side: Smallest side of a box.
-            merge: ``mean`` of first and closer look, or the closer (``fine``) alone.
-            steps: How many times.
-        """
-        self.count, self.threshold, self.margin, self.min_side = count, threshold, margin, min_side
-        self.merge, self.steps = merge, steps
+    def __post_init__(self) -> None:
+        """Refuses shares out of range."""
+        if not (0 < self.threshold < 1 and (self.min_side is None or 0 < self.min_side <= 1)):
+            raise MethodError("zoom: threshold and min_side are shares: between 0 and 1")
 
-    def __call__(self, logits: Tensor, levels: Tensor, images: Tensor, look: Look) -> Tensor:
-        """Returns the map with what the closer look saw merged in."""
-        grid = levels.mean(0)
+    def refine(self, logits: Tensor, levels: Tensor, images: Tensor, look: Look, module: nn.Module | None) -> Tensor:
+        """Returns the map with the closer look merged in."""
+        grid = levels.mean(1)
         for step in range(self.steps):
             if step:
                 grid = F.adaptive_avg_pool2d(logits, grid.shape[-1])
@@ -88,11 +90,11 @@ class Zoom:
                 grid.sigmoid(),
                 count=self.count,
                 threshold=self.threshold,
-                margin=self.margin,
-                min_side=self.min_side,
+                margin=self.box_scale,
+                min_side=self.min_side or 1 / 3,
             )
             if len(index):
-                logits = self.merge_in(logits, look(images[index], boxes).mean(0), index, boxes)
+                logits = self.merge_in(logits, look(images[index], boxes).mean(1), index, boxes)
         return logits
 
     def merge_in(self, logits: Tensor, fine: Tensor, index: Tensor, boxes: Tensor) -> Tensor:
@@ -113,8 +115,28 @@ class Zoom:
         return torch.where(times > 0, merged, logits)
 
 
-class Head(nn.Module):
-    """A small trained decoder of the maps with the image beside them (R3); it begins as the identity."""
+@dataclass
+class Head(Refinement):
+    """A small trained decoder of the maps with the image beside them (R3).
+
+    Attributes:
+        width: Channels.
+    """
+
+    width: int = 32
+
+    def build(self, levels: int) -> nn.Module:
+        """Returns the decoder."""
+        return HeadDecoder(levels, self.width)
+
+    def refine(self, logits: Tensor, levels: Tensor, images: Tensor, look: Look, module: nn.Module | None) -> Tensor:
+        """Returns the decoder's maps."""
+        assert module is not None
+        return module(logits, levels, images)
+
+
+class HeadDecoder(nn.Module):
+    """A convolutional decoder of maps and image; it begins as the identity."""
 
     def __init__(self, levels: int, width: int = 32) -> None:
         """Builds the decoder.
@@ -134,26 +156,16 @@ class Head(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
-    def forward(self, logits: Tensor, levels: Tensor, images: Tensor, look: Look | None = None) -> Tensor:
-        """Returns the map and what the decoder adds, found at four times the patch grid."""
+    def forward(self, logits: Tensor, levels: Tensor, images: Tensor) -> Tensor:
+        """Returns the map and what the decoder adds, found at four times the patch grid.
+
+        Args:
+            logits: Maps (B, S, S).
+            levels: Maps of each level on the patch grid (B, L, g, g).
+            images: Images (B, 3, S, S), normalised.
+        """
         size = 4 * levels.shape[-1]
-        maps = F.interpolate(levels.transpose(0, 1), (size, size), mode="bilinear", align_corners=False)
-        picture = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
-        more = self.last(self.layers(torch.cat([0.1 * maps, picture], dim=1)))
+        maps = F.interpolate(levels, (size, size), mode="bilinear", align_corners=False)
+        small = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        more = self.last(self.layers(torch.cat([0.1 * maps, small], dim=1)))
         return logits + F.interpolate(more, logits.shape[-2:], mode="bilinear", align_corners=False)[:, 0].float()
-
-
-REFINEMENTS: dict[str, type[Refinement]] = {"none": NoRefinement, "zoom": Zoom, "head": Head}
-"""Refinements by name; the arguments of their constructors are settings of the method."""
-
-
-def build_refinement(name: str, **settings: Any) -> Refinement:
-    """Builds a refinement by name with those of the settings that it wants.
-
-    Raises:
-        MethodError: Unknown name.
-    """
-    if name not in REFINEMENTS:
-        raise MethodError(f"no refinement is named '{name}'; {nearest(name, REFINEMENTS)}")
-    wanted = inspect.signature(REFINEMENTS[name]).parameters
-    return REFINEMENTS[name](**{key: value for key, value in settings.items() if key in wanted})

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from vlad.clip.blocks import AttentionBranch
-from vlad.clip.similarity import normalize, to_grid, upsample, zero_to_one
+from vlad.clip.similarity import normalize, zero_to_one
+from vlad.encoders import Encoder
 from vlad.methods.base import Method
 from vlad.methods.representative import Representative, representative_vector
 from vlad.prompts import load_prompts
-from vlad.types import Prediction
+from vlad.types import Features, Prediction, Scores, Tags
 
 __all__ = ["SDP"]
 
@@ -34,11 +35,10 @@ class SDP(Method):
 
     def __init__(
         self,
-        backbone: str = "ViT-B-16-plus-240",
+        backbone: str | Encoder = "ViT-B-16-plus-240",
         pretrained: str | None = "laion400m_e31",
         image_size: int = 240,
         layers: Sequence[int] = (3, 6, 9, 12),
-        weights: str | None = None,
         sigma: float = 8.0,
         representative: Representative = "dbscan",
         eps: float = 0.5,
@@ -49,10 +49,9 @@ class SDP(Method):
 
         Args:
             backbone: open_clip name, ``hf-hub:org/repo`` or ``local-dir:folder``.
-            pretrained: open_clip weights tag, for plain names; null gives random weights.
+            pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
             image_size: Side S of the images in pixels; they are squashed to a square.
             layers: Blocks whose tokens are compared with the text, from 1.
-            weights: Not used: SDP has nothing to load.
             sigma: Standard deviation in pixels of the Gaussian over the map.
             representative: How the sentences of a state become one vector.
             eps: DBSCAN radius; published: 1.5 on VisA, 0.5 elsewhere.
@@ -69,8 +68,6 @@ class SDP(Method):
         depth = self.backbone.image.depth
         # A stage begins where the block's index (from 0) is a multiple of depth / 4, a float in the published code.
         self.stages = tuple(b + 1 for b in range(depth) if b % (depth / 4) == 0)
-        if weights is not None:
-            self.load_weights(weights)
 
     # -- text ----------------------------------------------------------------------------------------------
 
@@ -90,25 +87,20 @@ class SDP(Method):
     def stage_end(self, layer: int) -> int:
         """Returns the last block of the stage that holds a block."""
         later = [start - 1 for start in self.stages if start > layer]
-        return min(later, default=self.backbone.image.depth)
+        return min(later, default=self.backbone.depth)
+
+    def encode(self, images: Tensor) -> Features:
+        """Runs both branches and collects, for every layer, what the published code really reads.
+
+        Its hidden states are references to tensors that later blocks edit in place. So the ordinary tokens of block l
+        are those of the half-finished block l + 1 (attention added, MLP not yet), except at the last block; and the
+        staged ones are the value-value branch at the *end* of the stage that holds block l. Released weights of SDP+
+        were trained on these tokens.
+        """
+        return self._encode(images, staged=True)
 
     @torch.no_grad()
-    def encode(self, images: Tensor, *, stages: bool = True) -> tuple[list[Tensor], list[Tensor]]:
-        """Runs both paths and collects, for every layer, what the published code really reads.
-
-        Its taps are references to tensors that later blocks edit in place. So the ordinary tap of block l is
-        the half-finished block l + 1 (attention added, MLP not yet), except at the last block; and the staged
-        tap is the second path at the *end* of the stage that holds block l. Released weights of SDP+ were
-        trained on these tokens.
-
-        Args:
-            images: Normalised images (B, 3, S, S).
-            stages: Whether the second path is wanted.
-
-        Returns:
-            Ordinary tokens per layer (B, 1 + n, W), and staged tokens per layer, whose class token is the
-            ordinary one (empty if not wanted).
-        """
+    def _encode(self, images: Tensor, *, staged: bool) -> Features:
         tower = self.backbone.image
         depth = tower.depth
         ends = {layer: self.stage_end(layer) for layer in self.layers}
@@ -116,58 +108,48 @@ class SDP(Method):
             tower.embed(images),
             layers={depth} & set(self.layers),
             attended={layer + 1 for layer in self.layers if layer < depth},
-            branch=AttentionBranch(first=1, restarts=self.stages) if stages else None,
-            branch_layers=set(ends.values()) if stages else (),
+            branch=AttentionBranch(first=1, restarts=self.stages) if staged else None,
+            branch_layers=set(ends.values()) if staged else (),
             need_last=depth in self.layers,
         )
-        ordinary = [
-            tokens.hidden_states[depth] if layer == depth else tokens.attended[layer + 1] for layer in self.layers
-        ]
-        if not stages:
-            return ordinary, []
-        staged = [
-            torch.cat([plain[:, :1], tokens.branch[ends[layer]][:, 1:]], dim=1)
-            for layer, plain in zip(self.layers, ordinary, strict=True)
-        ]
-        return ordinary, staged
+        states = {**tokens.attended, **{depth + 1: tokens.hidden_states.get(depth)}}
+        ordinary = [states[layer + 1] for layer in self.layers]
+        grid = tower.grid(*images.shape[-2:])
+        return Features(
+            levels=tuple(state[:, 1:].unflatten(1, grid) for state in ordinary),
+            classes=tuple(state[:, 0] for state in ordinary),
+            branch=tuple(tokens.branch[ends[layer]][:, 1:].unflatten(1, grid) for layer in self.layers if staged),
+        )
 
-    def compare(self, staged: list[Tensor], text: Tensor) -> tuple[Tensor, Tensor]:
+    def compare(self, features: Features, text: Tensor, references: tuple[Tensor, ...] | None = None) -> Scores:
         """Compares staged tokens with the text: "feature surgery" in closed form, summed over layers.
 
         With s_k the cosine of a token with text vector k, and p the softmax over the two cosines of the
         layer's class token (no temperature), the published weighting, multiplication and subtraction of the
-        class mean amount to p_1 s_1 − p_0 s_0.
-
-        Args:
-            staged: Tokens per layer (B, 1 + n, W).
-            text: Text vectors of each image (B, 2, D).
-
-        Returns:
-            The map's values per patch (B, n), and the image's text score (B,) in [0, 1].
+        class mean amount to p_1 s_1 − p_0 s_0. The text score is the softmax of the last layer's class token.
         """
-        values = []
-        for tokens in staged:
-            features = normalize(self.backbone.image.project(tokens).float())
-            cosine = features @ text.float().transpose(1, 2)
-            weight = cosine[:, 0].softmax(-1)
-            value = cosine[:, 1:, 1] * weight[:, 1:] - cosine[:, 1:, 0] * weight[:, :1]
-            values.append(value)
-        score = (100 * cosine[:, 0]).softmax(-1)[:, 1]  # of the last layer
-        return torch.stack(values).sum(0), score
+        project, values = self.backbone.image.project, []
+        vectors = text.float().transpose(1, 2)  # (B, D, 2)
+        for tokens, token in zip(features.branch, features.classes, strict=True):
+            whole = (normalize(project(token[:, None]).float()) @ vectors)[:, 0]
+            cosine = (normalize(project(tokens.flatten(1, 2)).float()) @ vectors).unflatten(1, tokens.shape[1:3])
+            weight = whole.softmax(-1)[:, None, None]
+            values.append(cosine[..., 1] * weight[..., 1] - cosine[..., 0] * weight[..., 0])
+        score = (100 * whole).softmax(-1)[:, 1:]
+        return Scores(torch.stack(values).sum(0)[:, None], score, self.nearest(features, references))
 
-    def score(self, images: Tensor, class_names: list[str]) -> Prediction:
-        """Scores images; see :meth:`vlad.Method.score`."""
-        _, staged = self.encode(images)
-        patches, text_score = self.compare(staged, self.texts(class_names))
-        unsmoothed_map = upsample(to_grid(patches), images.shape[-1], align_corners=False)
-        return self.finish(unsmoothed_map, text_score)
+    def components_of(self, scores: Scores, anomaly_map: Tensor) -> Tensor:
+        """Returns the text score and the smoothed map's maximum (B, 2)."""
+        assert scores.image is not None
+        return torch.cat([scores.image.float(), anomaly_map.amax((1, 2))[:, None]], dim=1)
 
-    def finish(self, unsmoothed_map: Tensor, text_score: Tensor) -> Prediction:
-        """Smooths a map and joins the text score with the smoothed map's maximum."""
-        anomaly_map = self.smooth(unsmoothed_map)
-        terms = torch.stack([text_score.float(), anomaly_map.amax((1, 2))], dim=1)
-        return Prediction(unsmoothed_map, anomaly_map, terms.sum(1), terms)
+    @property
+    def tags(self) -> Tags:
+        """Transductive with ``image_fusion="minmax"``."""
+        return Tags(transductive="scores" if self.image_fusion == "minmax" else "")
 
-    def fuse_scores(self, terms: Tensor) -> Tensor:
-        """Joins the two terms (N, 2) of all images of a category; see ``image_fusion``."""
-        return (zero_to_one(terms) if self.image_fusion == "minmax" else terms).sum(1)
+    def score_set(self, features: Features | None, predictions: Prediction | None, size: tuple[int, int]) -> Prediction:
+        """Rescales each component over all images of a category and adds them, as the published evaluation does."""
+        assert predictions is not None
+        assert predictions.score_components is not None
+        return predictions._replace(image_score=zero_to_one(predictions.score_components).sum(1))

@@ -7,6 +7,7 @@ differ only in how they make this table.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -200,9 +201,10 @@ class PixelResult(NamedTuple):
         ap: Step-wise average precision.
         f1_max: Largest F1 over all thresholds.
         iou_max: Largest intersection over union over all thresholds.
-        aupro: Area under per-region overlap up to the FPR limit, over the limit.
+        aupro: Area under per-region overlap up to the first FPR limit, over the limit.
         aupimo: Mean over anomalous images of the area under recall over log-FPR of normal images.
         f1_threshold: A threshold (score ≥ threshold is anomalous) that reaches ``f1_max``.
+        aupros: AUPRO of every FPR limit, in the order they were given.
         undefined: Why values are NaN, or "".
     """
 
@@ -213,28 +215,31 @@ class PixelResult(NamedTuple):
     aupro: float
     aupimo: float
     f1_threshold: float
+    aupros: dict[float, float]
     undefined: str = ""
 
 
-def pixel_result(groups: TieGroups, *, limit: float, band: tuple[float, float]) -> PixelResult:
+def pixel_result(groups: TieGroups, *, limits: Sequence[float], band: tuple[float, float]) -> PixelResult:
     """Computes every pixel metric of a table.
 
     Args:
         groups: The table.
-        limit: FPR up to which AUPRO integrates.
+        limits: FPRs up to which AUPRO integrates.
         band: FPR band of AUPIMO.
     """
     nan = float("nan")
     if groups.undefined:
-        return PixelResult(nan, nan, nan, nan, nan, nan, nan, groups.undefined)
+        return PixelResult(nan, nan, nan, nan, nan, nan, nan, dict.fromkeys(limits, nan), groups.undefined)
     best, threshold = f1_max(groups)
+    aupros = {limit: aupro(groups, limit) for limit in limits}
     return PixelResult(
         auroc(groups),
         average_precision(groups),
         best,
         iou_max(groups),
-        aupro(groups, limit),
+        aupros[limits[0]],
         aupimo(groups, *band) if groups.clean_total else nan,
         threshold,
+        aupros,
         "" if groups.clean_total else "no normal images for aupimo",
     )

@@ -1,97 +1,36 @@
 """The evaluation of a whole test set: image and pixel metrics per category, their mean, and every image's score.
 
-This is the seam between the loops and the metrics: methods call :meth:`Evaluation.update` and
-:meth:`Evaluation.compute` and know nothing of what is counted.
+The engine behind the callback :class:`vlad.callbacks.Evaluator`; usable alone: :meth:`Evaluation.update` with every
+batch and its prediction, then :meth:`Evaluation.compute`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from vlad.errors import DataError
-from vlad.metrics.curves import PixelResult
-from vlad.metrics.pixel import PixelMetrics
+from vlad.metrics.distributed import fill_empty_states, gather_objects, own_samples, sync_device
 from vlad.metrics.protocols import get_protocol
-from vlad.metrics.ranking import Ranking, ranking
 from vlad.metrics.regions import RegionCache
-from vlad.types import Batch, Prediction
+from vlad.metrics.results import EvaluationResult, means
+from vlad.metrics.sources import MetricSource, metric_sources
+from vlad.types import Batch, Prediction, known_masks
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["METRICS", "Evaluation", "EvaluationResult", "gather_objects", "own_samples"]
-
-IMAGE = ("auroc", "ap", "f1_max")
-PIXEL = ("auroc", "ap", "f1_max", "aupro", "iou_max", "aupimo")
-METRICS = (*(f"image_{name}" for name in IMAGE), *(f"pixel_{name}" for name in PIXEL))
-"""Columns of the metrics table, in order."""
+__all__ = ["Combine", "Evaluation", "EvaluationResult", "gather_objects", "own_samples"]
 
 Category = tuple[str, str]  # data set, category
-
-
-@dataclass
-class EvaluationResult:
-    """What an evaluation found.
-
-    Attributes:
-        categories: One row per category: ``dataset``, ``category``, counts, and the columns of
-            :data:`METRICS`, in [0, 1] or NaN.
-        images: One row per image: ``dataset``, ``category``, ``image_id``, ``path``, ``label``, ``image_score``.
-        mean: Unweighted mean over the categories in which a metric is defined, per metric.
-        pooled: The metrics of all categories' images and pixels together.
-        undefined: Why a metric is NaN: data set, category, metric, reason.
-        unrefined: The same before the method refined its maps; None where it does not.
-    """
-
-    categories: pd.DataFrame
-    images: pd.DataFrame
-    mean: dict[str, float]
-    pooled: dict[str, float]
-    undefined: list[dict[str, str]] = field(default_factory=list)
-    unrefined: EvaluationResult | None = None
-
-
-def gather_objects(local: Any) -> list[Any]:
-    """Returns the object of every rank, in rank order; a list of one where there is one process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [local]
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, local)
-    return everyone
-
-
-def own_samples(batch: Batch, rank: int, world_size: int) -> list[int]:
-    """Returns the positions in a batch that are not the padding of a distributed sampler.
-
-    Lightning's sampler hands rank r the rows r, r + W, r + 2W, … and pads the last round by starting over at
-    row 0; such a repetition never lands on the rank that owns the row.
-    """
-    if world_size == 1 or "index" not in batch:
-        return list(range(len(batch["path"])))
-    return [i for i, row in enumerate(batch["index"].tolist()) if row % world_size == rank]
-
+Row = dict[str, Any]
+Combine = Callable[[Prediction, tuple[int, int]], Prediction]
+"""Scores all images of a category together: their predictions without maps, and the size the maps had."""
 
 _KINDS = ("normal", "anomalous")
-
-
-def _columns(image: Ranking, pixel: PixelResult) -> dict[str, float]:
-    """Returns the values of a line of the table, by column."""
-    values = {f"image_{name}": getattr(image, name) for name in IMAGE}
-    return values | {f"pixel_{name}": getattr(pixel, name) for name in PIXEL}
-
-
-def _sync_device() -> torch.device:
-    """Returns the device that the process group can gather from."""
-    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if initialized and torch.distributed.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+_MISSING = {"image": "no labelled images", "pixel": "no masks"}
 
 
 class Evaluation:
@@ -99,45 +38,54 @@ class Evaluation:
 
     def __init__(
         self,
+        metrics: Sequence[str] | Mapping[str, Metric] = ("image", "pixel"),
         mode: Literal["streaming", "exact"] | None = None,
-        pro_limit: float = 0.3,
-        protocol: str = "mvtec",
+        pro_limits: Sequence[float] = (0.3,),
+        evaluation_protocol: str = "mvtec",
     ) -> None:
-        """Chooses how pixels are counted.
+        """Chooses what is measured and how pixels are counted.
 
         Args:
+            metrics: Names of metrics, see :mod:`vlad.metrics.registry`; or metrics by name, which are cloned.
             mode: As for :class:`vlad.metrics.PixelMetrics`; by default streaming, unless the protocol needs exact.
-            pro_limit: FPR up to which AUPRO integrates.
-            protocol: Whose evaluation is reproduced; see :mod:`vlad.metrics.protocols`.
+            pro_limits: FPRs up to which AUPRO integrates.
+            evaluation_protocol: Whose evaluation is reproduced; see :mod:`vlad.metrics.protocols`.
         """
-        self.protocol = get_protocol(protocol)
-        self.mode: Literal["streaming", "exact"] = mode or ("exact" if self.protocol.pro == "steps" else "streaming")
-        self.pro_limit = pro_limit
-        PixelMetrics(self.mode, pro_limit, protocol=protocol)  # refuses what does not go together
-        self._regions = RegionCache()
-        self._pixels: dict[Category, PixelMetrics] = {}
-        self._images: list[dict[str, Any]] = []
-        self._unrefined: Evaluation | None = None
-        self.result: EvaluationResult | None = None
+        protocol = get_protocol(evaluation_protocol)
+        options = {
+            "mode": mode or ("exact" if protocol.pro == "steps" else "streaming"),
+            "pro_limits": tuple(pro_limits),
+            "evaluation_protocol": evaluation_protocol,
+            "cache": RegionCache(),
+        }
+        self._start(metric_sources(metrics, **options))
+
+    def _start(self, sources: list[MetricSource]) -> None:
+        self._sources = sources
+        self.reset()
 
     def reset(self) -> None:
         """Forgets everything added."""
-        self._pixels, self._images, self._unrefined, self.result = {}, [], None, None
+        self._pixels: dict[Category | None, dict[str, Metric]] = {}  # None: of all categories together
+        self._rows: list[Row] = []
+        self._stages: dict[str, Evaluation] = {}
+        self.result: EvaluationResult | None = None
 
-    def _pixel_metric(self, category: Category, device: torch.device) -> PixelMetrics:
-        if category not in self._pixels:
-            metric = PixelMetrics(self.mode, self.pro_limit, protocol=self.protocol.name, cache=self._regions)
-            nothing = torch.empty(0, 0)
-            metric.update(nothing, nothing)  # a rank without an image of this category gathers like the others
-            self._pixels[category] = metric.to(device)
-        return self._pixels[category]
+    def _of(self, level: str) -> list[MetricSource]:
+        return [source for source in self._sources if source.level == level]
 
-    def _before(self) -> Evaluation:
-        """Returns the evaluation of what was said before a refinement, of the same kind as this one."""
-        if self._unrefined is None:
-            self._unrefined = Evaluation(self.mode, self.pro_limit, self.protocol.name)
-            self._unrefined._regions = self._regions
-        return self._unrefined
+    def _metric(self, category: Category | None, source: MetricSource, device: torch.device) -> Metric:
+        metrics = self._pixels.setdefault(category, {})
+        if source.name not in metrics:
+            metrics[source.name] = source.new().to(device)
+        return metrics[source.name]
+
+    def _stage(self, name: str) -> Evaluation:
+        """Returns the evaluation of an earlier prediction, of the same kind as this one."""
+        if name not in self._stages:
+            self._stages[name] = stage = object.__new__(Evaluation)
+            stage._start(self._sources)
+        return self._stages[name]
 
     def update(self, batch: Batch, prediction: Prediction, *, rank: int = 0, world_size: int = 1) -> None:
         """Adds a batch. Repetitions by which a distributed sampler pads are left out.
@@ -158,76 +106,146 @@ class Evaluation:
             raise DataError(
                 f"the scores of {path} are not finite (NaN or infinity); check the weights and the precision"
             )
-        if prediction.unrefined is not None:
-            self._before().update(batch, prediction.unrefined, rank=rank, world_size=world_size)
-        for i in own_samples(batch, rank, world_size):
+        for name, earlier in (prediction.stages or {}).items():
+            self._stage(name).update(batch, earlier, rank=rank, world_size=world_size)
+        own = own_samples(batch, rank, world_size)
+        known = known_masks(batch).tolist()
+        categories: dict[Category, list[int]] = {}
+        for i in own:
             category = (batch["dataset"][i], batch["category"][i])
-            if batch["has_mask"][i]:
-                self._pixel_metric(category, maps.device).update(maps[i], batch["mask"][i], [batch["mask_path"][i]])
-            row: dict[str, Any] = {
-                "dataset": category[0],
-                "category": category[1],
-                "image_id": batch["image_id"][i],
-                "path": batch["path"][i],
-            }
-            row |= {
-                "label": int(batch["label"][i]),
-                "image_score": float(scores[i]),
-                "index": int(batch["index"][i]),
-            }
+            if known[i]:
+                categories.setdefault(category, []).append(i)
+            row: Row = {"dataset": category[0], "category": category[1]}
+            row |= {"image_id": batch["image_id"][i], "path": batch["path"][i], "label": int(batch["label"][i])}
+            row |= {"image_score": float(scores[i]), "index": int(batch["index"][i]), "has_mask": known[i]}
+            row["size"] = tuple(maps.shape[1:])
             if prediction.score_components is not None:
-                row["terms"] = prediction.score_components[i].tolist()
-            self._images.append(row)
+                row["components"] = prediction.score_components[i].tolist()
+            self._rows.append(row)
+        for category, chosen in categories.items():
+            self._update_pixels(category, batch, maps, chosen)
 
-    def compute(self, fuse: Callable[[Tensor], Tensor | None] = lambda terms: None) -> EvaluationResult:
+    def _update_pixels(self, category: Category, batch: Batch, maps: Tensor, chosen: list[int]) -> None:
+        together = chosen == list(range(chosen[0], chosen[-1] + 1))
+        rows = slice(chosen[0], chosen[-1] + 1) if together else chosen  # a slice is no copy
+        some, masks = maps[rows], batch["mask"][rows] != 0
+        # An id is unique within a data set and category of one split; its file and row tell splits apart.
+        names = [(*category, batch["image_id"][i], batch["path"][i], int(batch["index"][i])) for i in chosen]
+        for source in self._of("pixel"):
+            options = {"names": names} if source.takes_names else {}
+            source.update(self._metric(category, source, maps.device), some, masks, **options)
+            if not source.offers("pooled"):
+                source.update(self._metric(None, source, maps.device), some, masks, **options)
+
+    def compute(
+        self, combine: Combine | None = None, transductive: Literal["", "scores", "features"] = ""
+    ) -> EvaluationResult:
         """Computes all metrics over everything added on all ranks; every rank gets the same result.
 
         Args:
-            fuse: Combines the image terms (N, T) of a category's images to scores (N,), or returns None.
+            combine: Makes new image scores of all predictions of a category, for a transductive method.
+            transductive: How the method was so, for the result; ``scores`` where ``combine`` is given.
         """
         import pandas as pd
 
-        rows = sorted((row for part in gather_objects(self._images) for row in part), key=lambda row: row["index"])
-        device = next((metric.device for metric in self._pixels.values()), _sync_device())
-        table: list[dict[str, Any]] = []
+        rows = sorted((row for part in gather_objects(self._rows) for row in part), key=lambda row: row["index"])
+        by_category: dict[Category, list[Row]] = {}
+        for row in rows:
+            by_category.setdefault((row["dataset"], row["category"]), []).append(row)
+        table: list[Row] = []
         undefined: list[dict[str, str]] = []
-        for category in dict.fromkeys((row["dataset"], row["category"]) for row in rows):
-            chosen = [row for row in rows if (row["dataset"], row["category"]) == category]
-            if all("terms" in row for row in chosen):
-                fused = fuse(torch.tensor([row["terms"] for row in chosen]))
-                for row, score in zip(chosen, fused.tolist() if fused is not None else [], strict=False):
-                    row["image_score"] = score
-            line: dict[str, Any] = {"dataset": category[0], "category": category[1]}
+        columns: dict[str, str] = {}  # whose each one is
+        for category, chosen in by_category.items():
+            if combine is not None:
+                _combine(chosen, combine)
+            line: Row = {"dataset": category[0], "category": category[1]}
             line |= {kind: sum(row["label"] == label for row in chosen) for label, kind in enumerate(_KINDS)}
-            image, pixel = self._image_ranking(chosen), self._pixel_metric(category, device).compute()
-            line |= _columns(image, pixel)
-            line |= {"image_f1_threshold": image.f1_threshold, "pixel_f1_threshold": pixel.f1_threshold}
-            for level, reason in (("image", image.undefined), ("pixel", pixel.undefined)):
+            extra: Row = {}
+            for source in self._sources:
+                metric = self._fed(source, category, chosen)
+                if metric is None:
+                    reason = _MISSING[source.level]
+                else:
+                    values, details, reason = source.columns(metric, "/".join(category))
+                    line |= self._own(values, source, columns)
+                    extra |= details
                 if reason:
-                    whole = {"image": "no labelled images", "pixel": "no masks"}[level]
-                    reason = reason.replace("no samples", whole).replace("samples", f"{level}s")
-                    undefined.append(
-                        {"dataset": category[0], "category": category[1], "level": level, "reason": reason}
-                    )
-            table.append(line)
+                    reason = reason.replace("no samples", _MISSING[source.level])
+                    note = {"level": source.level, "metric": source.name}
+                    note["reason"] = reason.replace("samples", f"{source.level}s")
+                    undefined.append({"dataset": category[0], "category": category[1], **note})
+            table.append({**line, **{name: value for name, value in extra.items() if name not in columns}})
         pooled: dict[str, float] = {}
-        if table:
-            pixels = PixelMetrics.pooled(list(self._pixels.values())).compute()
-            pooled = _columns(self._image_ranking(rows), pixels)
-        images = pd.DataFrame(rows).drop(columns=["terms", "index"], errors="ignore")
-        mean = {}
-        for name in METRICS:
-            defined = [line[name] for line in table if not math.isnan(line[name])]
-            mean[name] = sum(defined) / len(defined) if defined else float("nan")
-        refines = any(gather_objects(self._unrefined is not None))
-        unrefined = self._before().compute(fuse) if refines else None
-        self.result = EvaluationResult(pd.DataFrame(table), images, mean, pooled, undefined, unrefined)
+        for source in self._sources if table else []:
+            metric = self._fed(source, None, rows)
+            values = {} if metric is None else source.columns(metric, "all categories")[0]
+            pooled |= {name: value for name, value in values.items() if columns.get(name) == source.name}
+        images = pd.DataFrame(rows).drop(columns=["components", "index", "has_mask", "size"], errors="ignore")
+        stages = {name: self._stage(name).compute(combine, transductive) for name in self._stage_names()}
+        order = [*(("dataset", "category", *_KINDS) if table else ()), *columns]
+        categories = pd.DataFrame(table)
+        categories = categories[[*order, *(name for name in categories if name not in order)]]
+        transductive = "scores" if combine is not None else transductive
+        mean = means(table, list(columns))
+        self.result = EvaluationResult(categories, images, mean, pooled, undefined, stages, transductive)
         return self.result
 
-    def _image_ranking(self, rows: list[dict[str, Any]]) -> Ranking:
-        labelled = [row for row in rows if row["label"] >= 0]
-        scores, labels = ([row[name] for row in labelled] for name in ("image_score", "label"))
-        result = ranking(torch.tensor(scores), torch.tensor(labels))
-        if result.undefined and labelled and self.protocol.undefined == 0:
-            return result._replace(auroc=0.0, ap=0.0, f1_max=0.0)
-        return result
+    def _stage_names(self) -> list[str]:
+        return list(dict.fromkeys(name for part in gather_objects(list(self._stages)) for name in part))
+
+    def _fed(self, source: MetricSource, category: Category | None, rows: list[Row]) -> Metric | None:
+        """Returns a metric that has seen a category, or everything; None where there was nothing to see.
+
+        Pixel metrics were fed batch by batch on each rank and gather by themselves; image scores are here on every
+        rank, and may just have been combined.
+        """
+        asked = source.offers("why_undefined")  # it can say so where there was nothing
+        if source.level == "image":
+            labelled = [row for row in rows if row["label"] >= 0]
+            if not labelled and not asked:
+                return None
+            metric = source.new()
+            metric.distributed_available_fn = _no_other_rank
+            scores = torch.tensor([row["image_score"] for row in labelled], dtype=torch.float32)
+            source.update(metric, scores, torch.tensor([row["label"] for row in labelled], dtype=torch.int64))
+            return metric
+        if not asked and not any(row["has_mask"] for row in rows):
+            return None
+        device = next((metric.device for some in self._pixels.values() for metric in some.values()), sync_device())
+        if category is None and source.offers("pooled"):
+            parts = [some[source.name] for one, some in self._pixels.items() if one and source.name in some]
+            metric = source.cls.pooled(parts)  # type: ignore[attr-defined]
+        else:
+            metric = self._metric(category, source, device)
+        fill_empty_states(metric)
+        return metric
+
+    def _own(self, values: dict[str, float], source: MetricSource, columns: dict[str, str]) -> dict[str, float]:
+        """Returns the values of columns that no other metric has, and notes them as this one's."""
+        taken = dict.fromkeys(("dataset", "category", *_KINDS), "the table") | columns
+        for name in values:
+            if taken.setdefault(name, source.name) != source.name:
+                warnings.warn(
+                    f"the column '{name}' of metric '{source.name}' is left out: {taken[name]} has one of that name",
+                    stacklevel=3,
+                )
+            else:
+                columns[name] = source.name
+        return {name: value for name, value in values.items() if columns.get(name) == source.name}
+
+
+def _no_other_rank() -> bool:
+    """Tells a metric that there is nothing to gather."""
+    return False
+
+
+def _combine(rows: list[Row], combine: Combine) -> None:
+    """Replaces the image scores of a category's rows by those that a method makes of all of them."""
+    nothing = torch.empty(len(rows), 0, 0)
+    components = None
+    if all("components" in row for row in rows):
+        components = torch.tensor([row["components"] for row in rows])
+    scores = torch.tensor([row["image_score"] for row in rows], dtype=torch.float32)
+    combined = combine(Prediction(nothing, scores, nothing, components), rows[0]["size"])
+    for row, score in zip(rows, combined.image_score.tolist(), strict=True):
+        row["image_score"] = score

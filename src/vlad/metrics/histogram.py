@@ -11,16 +11,19 @@ bins are only ever folded in pairs, and counts are integers. So merging is exact
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BINS", "ROWS", "Histogram", "merge"]
+__all__ = ["BINS", "ROWS", "SIZE", "Histogram", "merge", "score_of"]
 
 BINS = 1 << 19
 ROWS = 5  # what is counted in each is the caller's affair
 _CELL_BITS = 17  # low bits of a float32 that lie within a cell
 _CELLS = 1 << 15  # sign, exponent and the first six bits of the fraction
+SIZE = _CELLS + ROWS * BINS  # of a state
 _SIGN = 1 << 14
 _FOLDED = 2.0**-102  # 1 − x of scores in (0.5, 1] is kept as the tiny negative number −(1 − x) · 2^-102
 _FOLDED_END = (127 - 102) << 6  # cell of that magnitude: negative scores are kept at or above it
@@ -139,7 +142,7 @@ class Histogram:
     @staticmethod
     def empty() -> Tensor:
         """Returns the state of nothing."""
-        return torch.zeros(_CELLS + ROWS * BINS, dtype=torch.int64)
+        return torch.zeros(SIZE, dtype=torch.int64)
 
     def occupy(self, cells: Tensor) -> None:
         """Gives new cells (distinct) a slot each; folds the bins in pairs as often as it takes."""
@@ -220,9 +223,9 @@ class Histogram:
         return bins, cells, fineness
 
 
-def merge(states: Tensor) -> Tensor:
-    """Adds the stacked states (W, n) of several processes; exact, in any order."""
-    total = Histogram.empty().to(states.device)
+def merge(states: Sequence[Tensor] | Tensor) -> Tensor:
+    """Adds the states (n,) of several histograms to a new one; exact, in any order."""
+    total = Histogram.empty().to(states[0].device)
     histogram, parts = Histogram(total), [Histogram(state) for state in states]
     occupied = torch.nonzero(torch.stack([part.slots for part in parts]).any(0)).flatten()
     histogram.occupy(occupied)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -61,15 +62,15 @@ class RegionCache:
     def __init__(self, size: int = 4096) -> None:
         """Sets how many masks are remembered."""
         self.size = size
-        self._known: dict[tuple[str, int, int], Regions] = {}
+        self._known: dict[tuple[Hashable, ...], Regions] = {}
 
-    def find(self, mask: Tensor, name: str = "") -> Regions:
+    def find(self, mask: Tensor, name: Hashable = "") -> Regions:
         """Returns :func:`find_regions` of a mask (H, W) on the mask's device.
 
         Args:
             mask: Mask, any bool or integer type.
-            name: What the mask is known by, such as its file; "" is never remembered. One name must always be
-                the same mask at one size.
+            name: What the mask is known by, such as its image's data set, category and id; None and "" are never
+                remembered. One name must always be the same mask at one size.
         """
         key = (name, *mask.shape)
         if name and key in self._known:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from vlad.errors import MethodError, nearest
 from vlad.pseudo_anomalies.foreground import foreground
 from vlad.pseudo_anomalies.random import Random
 from vlad.pseudo_anomalies.recipes import RECIPES, Scene
-from vlad.pseudo_anomalies.textures import Textures, procedural_textures
+from vlad.pseudo_anomalies.textures import TEXTURES, Textures, given_textures
 
 __all__ = ["Synthesizer"]
 
@@ -29,7 +31,8 @@ class Synthesizer:
         recipe: ``perlin``, ``cutpaste``, ``poisson``, ``region``, or ``mixed``: one of them for each image.
         probability: Share of the images that are changed.
         keep_to_part: Whether only the part is changed, never a plain background.
-        textures: What the recipes blend in; see :func:`vlad.pseudo_anomalies.texture_source`.
+        textures: What the recipes blend in: ``procedural``, or other ``images`` of the batch. Textures of a folder are
+            read by the data module (``data.textures``) and given with the images.
         min_area: Smallest area of a mask, as a share of the image.
         min_change: Smallest mean change inside a mask, of values in [0, 1].
 
@@ -46,27 +49,34 @@ class Synthesizer:
     recipe: str = "perlin"
     probability: float = 1.0
     keep_to_part: bool = False
-    textures: Textures = field(default=procedural_textures)
+    textures: Literal["procedural", "images"] = "procedural"
     min_area: float = 5e-4
     min_change: float = 0.03
 
     def __post_init__(self) -> None:
-        """Refuses unknown recipes."""
+        """Refuses unknown recipes and textures."""
         if self.recipe not in {"mixed", *RECIPES}:
             raise MethodError(f"no recipe is named '{self.recipe}'; {nearest(self.recipe, ['mixed', *RECIPES])}")
+        if self.textures not in TEXTURES:
+            raise MethodError(
+                f"no textures are named '{self.textures}'; {nearest(self.textures, TEXTURES)} (a folder of textures is "
+                "given to the data: data.textures)"
+            )
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, random: Random) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, random: Random, textures: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Changes images.
 
         Args:
             images: Normal images (B, 3, S, S) in [0, 1].
             random: Source of random numbers, on the images' device.
+            textures: What is blended in (n, 3, S, S), uint8, drawn from at random; by default what ``textures`` names.
 
         Returns:
             Changed images (B, 3, S, S) in [0, 1], and masks (B, S, S), bool: True where anomalous. An image in which
             twelve tries left nothing visible stays normal.
         """
+        source: Textures = TEXTURES[self.textures] if textures is None else given_textures(textures)
         with torch.autocast(images.device.type, enabled=False):
             images = images.float()
             changed, masks = images.clone(), torch.zeros_like(images[:, 0], dtype=torch.bool)
@@ -75,7 +85,7 @@ class Synthesizer:
             for _ in range(_TRIES):
                 if not len(left):
                     break
-                new, mask = self._apply(Scene(images, left, allowed[left], self.textures, random))
+                new, mask = self._apply(Scene(images, left, allowed[left], source, random))
                 good = self._visible(images[left], new, mask)
                 changed[left[good]], masks[left[good]] = new[good], mask[good]
                 left = left[~good]

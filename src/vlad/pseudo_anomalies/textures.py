@@ -1,21 +1,16 @@
-"""What is blended in: textures from a folder, from other images, or made on the spot."""
+"""What is blended in: textures made on the spot, of other images, or given."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vlad.errors import DataError
 from vlad.pseudo_anomalies.perlin import perlin_noise, plane
 from vlad.pseudo_anomalies.random import Random
 
-__all__ = ["FolderTextures", "Textures", "each_by_kind", "image_textures", "procedural_textures", "texture_source"]
+__all__ = ["TEXTURES", "Textures", "each_by_kind", "given_textures", "image_textures", "procedural_textures"]
 
 Textures = Callable[[Tensor, Tensor, Random], Tensor]
 """(images (B, 3, S, S), rows that need a texture (n,), random) → textures (n, 3, S, S) in [0, 1]."""
@@ -82,65 +77,19 @@ def image_textures(images: Tensor, rows: Tensor, random: Random) -> Tensor:
     return torch.where(random.chance(0.5, len(rows), 1, 1, 1), taken.flip(-1), taken)
 
 
-class FolderTextures:
-    """Images of a folder and its subfolders, such as DTD's.
-
-    Up to ``limit`` of them, drawn once, are decoded at the first use and kept in memory (at 336 px some 340 MB per
-    thousand), so that training never waits for a disk.
-    """
-
-    def __init__(self, folder: str | Path, *, limit: int = 1000) -> None:
-        """Lists the images.
-
-        Args:
-            folder: The folder.
-            limit: At most so many images are used.
-
-        Raises:
-            DataError: No such folder, or no image in it.
-        """
-        from vlad.datamodules.index import IMAGE_SUFFIXES, list_files
-
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise DataError(f"texture folder {folder} does not exist; give a folder of images, such as DTD's images")
-        self.files = [folder / file for file in list_files(folder)]
-        if not self.files:
-            raise DataError(f"texture folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        if len(self.files) > limit:
-            chosen = np.random.default_rng(0).permutation(len(self.files))[:limit]
-            self.files = [self.files[i] for i in sorted(chosen)]
-        self._pool = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-
-    def _decode(self, size: int) -> Tensor:
-        from PIL import Image
-
-        from vlad.datamodules.decode import load_image
-
-        def one(file: Path) -> Tensor:
-            picture = load_image(str(file)).resize((size, size), Image.Resampling.BICUBIC)
-            return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            return torch.stack(list(threads.map(one, self.files)))
-
-    def __call__(self, images: Tensor, rows: Tensor, random: Random) -> Tensor:
-        """Draws a texture for each row."""
-        if self._pool.shape[-1] != images.shape[-1]:
-            self._pool = self._decode(images.shape[-1])
-        chosen = random.whole(0, len(self._pool) - 1, len(rows)).cpu()
-        return self._pool[chosen].to(images.device).float() / 255
-
-
-def texture_source(name: str) -> Textures:
-    """Returns a source by name.
+def given_textures(pool: Tensor) -> Textures:
+    """Draws from textures that are there already.
 
     Args:
-        name: ``procedural``, ``images`` (other images of the batch), or a folder.
-
-    Raises:
-        DataError: The folder does not exist or holds no image.
+        pool: Textures (n, 3, S, S), uint8, of the images' size.
     """
-    if name == "procedural":
-        return procedural_textures
-    return image_textures if name == "images" else FolderTextures(name)
+
+    def draw(images: Tensor, rows: Tensor, random: Random) -> Tensor:
+        chosen = random.whole(0, len(pool) - 1, len(rows)).to(pool.device)
+        return pool[chosen].to(images.device).float() / 255
+
+    return draw
+
+
+TEXTURES: dict[str, Textures] = {"procedural": procedural_textures, "images": image_textures}
+"""Textures that need no files, by name."""

@@ -57,7 +57,7 @@ def test_batches_do_not_change_raw_scores():
     metric = RankingMetrics()
     metric.update(torch.tensor([0.96, 0.1]), torch.tensor([0, 0]))
     metric.update(torch.tensor([0.97, 1.5]), torch.tensor([1, 1]))
-    assert metric.compute().auroc == 1.0
+    assert metric.result().auroc == 1.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -65,6 +65,6 @@ def test_any_float_and_any_mask_type(dtype):
     for mask in (torch.bool, torch.uint8, torch.int64):
         metric = RankingMetrics()
         metric.update(torch.tensor([[0.0, 1.0]], dtype=dtype), torch.tensor([[0, 1]]).to(mask))
-        assert metric.compute().ap == 1.0
+        assert metric.result().ap == 1.0
         metric.reset()
-        assert metric.compute().undefined == "no samples"
+        assert metric.result().undefined == "no samples"

@@ -5,15 +5,16 @@ Definitions are scikit-learn's; scores are taken as they are: any range, no sigm
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from vlad.metrics.base import ResultMetric, scalars
 from vlad.metrics.curves import auroc, average_precision, f1_max, sorted_groups
+from vlad.metrics.protocols import get_protocol
 
 __all__ = ["Ranking", "RankingMetrics", "ranking"]
 
@@ -60,8 +61,8 @@ def ranking(scores: Tensor, labels: Tensor) -> Ranking:
     return Ranking(auroc(groups), average_precision(groups), *f1_max(groups))
 
 
-class RankingMetrics(Metric):
-    """Collects scores and labels over batches and ranks; computes :class:`Ranking` from all of them.
+class RankingMetrics(ResultMetric[Ranking]):
+    """AUROC, AP and F1-max of scores, such as of images, over batches and ranks.
 
     torchmetrics' own ``BinaryAUROC`` applies a sigmoid to just those batches that leave [0, 1], so that raw
     anomaly scores give values that depend on the batches. This class never transforms a score.
@@ -69,29 +70,49 @@ class RankingMetrics(Metric):
     Examples:
         >>> metric = RankingMetrics()
         >>> metric.update(torch.tensor([0.1, 7.0]), torch.tensor([0, 1]))
-        >>> metric.compute().auroc
+        >>> metric.compute()["auroc"].item()
         1.0
+        >>> metric.result().f1_threshold
+        7.0
     """
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
+    level: ClassVar[Literal["image", "pixel"]] = "image"
 
     scores: list[Tensor]
     labels: list[Tensor]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, evaluation_protocol: str = "mvtec", **options: Any) -> None:
+        """Chooses what an undefined ranking counts as.
+
+        Args:
+            evaluation_protocol: How published code counts; see :mod:`vlad.metrics.protocols`.
+            options: As for :class:`torchmetrics.Metric`, such as ``dist_sync_on_step``.
+
+        Raises:
+            VladError: Unknown protocol.
+        """
+        super().__init__(**options)
+        self.protocol = get_protocol(evaluation_protocol)
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
+
+    @classmethod
+    def configured(cls, *, evaluation_protocol: str, **_: Any) -> RankingMetrics:
+        """Returns the metric that an evaluation with these options asks for."""
+        return cls(evaluation_protocol)
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Adds scores (any shape) and their labels (same shape, 1 or True where anomalous)."""
         self.scores.append(scores.detach().flatten().float())
-        self.labels.append(labels.detach().flatten().to(torch.uint8))
+        self.labels.append((labels.detach().flatten() != 0).float())  # float: a rank without any gathers empty floats
 
-    def compute(self) -> Ranking:
-        """Returns the metrics over everything added, on all ranks."""
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the metrics over everything added, on all ranks, as scalar tensors by name."""
         if isinstance(self.scores, list) and not self.scores:  # after a sync over ranks it is a tensor
-            return ranking(torch.empty(0), torch.empty(0))
-        return ranking(dim_zero_cat(self.scores), dim_zero_cat(self.labels))
+            result = ranking(torch.empty(0), torch.empty(0))
+        else:
+            result = ranking(dim_zero_cat(self.scores), dim_zero_cat(self.labels))
+            if result.undefined not in {"", "no samples"} and self.protocol.undefined == 0:
+                result = result._replace(auroc=0.0, ap=0.0, f1_max=0.0)
+        self._result = result
+        return scalars({"auroc": result.auroc, "ap": result.ap, "f1_max": result.f1_max}, self.device)

@@ -1,0 +1,99 @@
+"""Fits a method on the reference images of a run, records them, and refuses a reference that is tested."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from vlad.errors import DataError
+from vlad.files import write_text
+from vlad.types import Batch
+
+if TYPE_CHECKING:
+    from vlad.methods.base import Method
+
+__all__ = ["References"]
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+
+
+class References(Callback):
+    """Fits the method on the data module's references ahead of testing and prediction.
+
+    Leaves ``references.csv`` in the run folder: data set, category, image id, path and SHA-256 of every one.
+    """
+
+    def __init__(self, save: bool = False) -> None:
+        """Chooses what is kept.
+
+        Args:
+            save: Whether what was fitted is saved as ``checkpoints/references.ckpt``, so that ``vlad.load(run)`` and
+                ``--ckpt_path run`` bring it back without the images. A patch memory is large: at 518 px and ViT-L-14
+                22 MB for each reference image.
+        """
+        self.save = save
+        self._known: dict[bytes, str] = {}
+
+    def _fit(self, trainer: Trainer, method: Method) -> None:
+        data: Any = getattr(trainer, "datamodule", None)
+        loader = data.reference_dataloader() if hasattr(data, "reference_dataloader") else None
+        self._known = {}
+        folder = trainer.log_dir  # a collective call: on every rank
+        if loader is None:
+            return
+
+        def remembered() -> Iterator[Batch]:
+            for batch in loader:
+                for image, path in zip(batch["image"], batch["path"], strict=True):
+                    self._known[_digest(image)] = path
+                yield batch
+
+        method.fit_references(remembered())
+        if getattr(data, "allow_overlap", False):
+            self._known = {}
+        if not trainer.is_global_zero:
+            return
+        records = data.reference_records()
+        categories = records.groupby(["dataset", "category"], sort=False).ngroups
+        print(f"references: {len(records)} normal images of {categories} categories", flush=True)
+        if folder is not None:
+            write_text(Path(folder) / "references.csv", records.to_csv(index=False))
+        if self.save and folder is not None:
+            trainer.save_checkpoint(Path(folder) / "checkpoints" / "references.ckpt", weights_only=True)
+
+    def _refuse_references(self, batch: Batch) -> None:
+        if not self._known:
+            return
+        for image, path in zip(batch["image"], batch["path"], strict=True):
+            found = self._known.get(_digest(image))
+            if found is not None:
+                raise DataError(
+                    f"{path} is scored and is the same image as the reference {found}: its score would mean nothing; "
+                    "take it out of the references, or give --allow-overlap"
+                )
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fits the method."""
+        self._fit(trainer, pl_module)  # type: ignore[arg-type]
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Compares the images with the references."""
+        self._refuse_references(batch)
+
+    on_predict_start = on_test_start
+    on_predict_batch_start = on_test_batch_start
+    on_validation_batch_start = on_test_batch_start
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fits the method for ``vlad validate``; while training there are no references."""
+        if trainer.state.fn == "validate":
+            self._fit(trainer, pl_module)  # type: ignore[arg-type]

@@ -1,0 +1,132 @@
+"""The loops of every method: training, validation, test, prediction; and what its checkpoints hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor
+
+from vlad.checkpoint import check_loaded, slim
+from vlad.errors import MethodError
+from vlad.types import Batch, Features, Prediction, Tags
+
+if TYPE_CHECKING:
+    from vlad.methods.base import Method
+
+__all__ = ["Loops"]
+
+
+class Loops(LightningModule):
+    """What Lightning calls; :class:`vlad.Method` says what is computed."""
+
+    origin: str
+
+    @property
+    def tags(self) -> Tags:
+        """See :class:`vlad.Method`."""
+        raise NotImplementedError
+
+    @property
+    def trains(self) -> bool:
+        """See :class:`vlad.Method`."""
+        raise NotImplementedError
+
+    def prepare(self, batch: Batch) -> Batch:
+        """See :class:`vlad.Method`."""
+        raise NotImplementedError
+
+    def encode(self, images: Tensor) -> Features:
+        """See :class:`vlad.Method`."""
+        raise NotImplementedError
+
+    def encode_for_loss(self, images: Tensor) -> Features:
+        """See :class:`vlad.Method`."""
+        raise NotImplementedError
+
+    def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
+        """See :class:`vlad.Method`."""
+        raise NotImplementedError
+
+    def refuse_unfit(self) -> None:
+        """See :class:`vlad.Method`."""
+        raise NotImplementedError
+
+    def score_features(
+        self, features: Features, class_names: Sequence[str], categories: Sequence[str] | None, size: Sequence[int]
+    ) -> Prediction:
+        """See :class:`vlad.Method`."""
+        raise NotImplementedError
+
+    # -- loops ---------------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Evaluation and references, where the trainer has not got them already."""
+        from vlad.callbacks.evaluator import Evaluator
+        from vlad.callbacks.references import References
+
+        present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [kind() for kind in (Evaluator, References) if kind not in present]
+
+    def setup(self, stage: str) -> None:
+        """Refuses to train what has nothing to train."""
+        if stage == "fit" and not self.trains:
+            raise MethodError(f"{type(self).__name__} is training-free; run vlad test or vlad predict")
+
+    def on_train_start(self) -> None:
+        """From here on the parameters are trained ones."""
+        self.origin = "fit"
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logs the terms of the loss and returns their sum."""
+        batch = self.prepare(batch)
+        terms = self.loss(self.encode_for_loss(batch["image"]), batch)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        size = len(batch["image"])
+        self.log("train/loss", total, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=size)
+        return total
+
+    def _score_batch(self, batch: Batch) -> Prediction | Features:
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"  # sanity checks come before training
+        if not fitting:
+            self.refuse_unfit()
+        features = self.encode(batch["image"])
+        if self.tags.transductive == "features":
+            return features
+        categories = None
+        if "dataset" in batch:
+            categories = [f"{one}/{other}" for one, other in zip(batch["dataset"], batch["category"], strict=True)]
+        return self.score_features(features, batch["class_name"], categories, batch["image"].shape[-2:]).detached()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Prediction | Features:  # type: ignore[override]
+        """Scores a batch."""
+        return self._score_batch(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Prediction | Features:  # type: ignore[override]
+        """Scores a batch."""
+        return self._score_batch(batch)
+
+    def on_predict_start(self) -> None:
+        """Refuses what cannot be told image by image."""
+        if self.tags.transductive:
+            raise MethodError(
+                f"{type(self).__name__} as configured scores a whole test set at once (transductive); vlad predict "
+                "scores image by image: run vlad test, or choose a setting that is not transductive"
+            )
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction | Features:
+        """Scores a batch of images of which nothing is known."""
+        return self._score_batch(batch)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the frozen encoder out and records which one it was."""
+        slim(cast("Method", self), checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses another method's or another encoder's checkpoint; fills in the frozen encoder for a strict load."""
+        check_loaded(cast("Method", self), checkpoint)

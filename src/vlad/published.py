@@ -1,0 +1,97 @@
+"""Weights that methods' authors have published: by name, fetched from the Hugging Face hub, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlad.errors import WeightsError, nearest
+
+__all__ = ["Published", "find_checkpoint", "locate"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A weights file that a method's authors have put on the Hugging Face hub.
+
+    Attributes:
+        repo: Owner and name.
+        file: Path in it.
+        sha256: The file's checksum.
+        kind: What the repository is: ``model``, ``space`` or ``dataset``.
+    """
+
+    repo: str
+    file: str
+    sha256: str
+    kind: str = "model"
+
+    @property
+    def url(self) -> str:
+        """Where a browser finds it."""
+        folder = "" if self.kind == "model" else f"{self.kind}s/"
+        return f"https://huggingface.co/{folder}{self.repo}/resolve/main/{self.file}"
+
+    def fetch(self) -> Path:
+        """Returns the file, from the hub's own cache where it is, else downloaded; its checksum is right.
+
+        Raises:
+            WeightsError: It cannot be had, or is another file than published.
+        """
+        from huggingface_hub import hf_hub_download
+
+        try:
+            found = hf_hub_download(
+                self.repo, self.file, repo_type=self.kind, endpoint=os.environ.get("HF_ENDPOINT") or None
+            )
+        except Exception as error:  # the hub's client raises dozens of kinds, and its network library more
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise WeightsError(
+                f"cannot download {self.url}: {cause}. Download it by hand and give the file: weights: "
+                f"{Path(self.file).name}"
+            ) from error
+        digest = hashlib.sha256(Path(found).read_bytes()).hexdigest()
+        if digest != self.sha256:
+            raise WeightsError(
+                f"{found} (from {self.url}) has the checksum {digest}, not the published {self.sha256}: it was damaged "
+                "on the way or has been replaced; remove it and try again"
+            )
+        return Path(found)
+
+
+def locate(name: str | Path, published: Mapping[str, Published]) -> Path:
+    """Returns the file of some weights: a path, or the name of published ones, which are then fetched.
+
+    Args:
+        name: File, run folder, or name.
+        published: A method's published weights by name.
+
+    Raises:
+        WeightsError: Neither a file nor a known name; or it cannot be fetched.
+    """
+    if not Path(name).exists():
+        if str(name) in published:
+            return published[str(name)].fetch()
+        if published and Path(name).name == str(name) and not Path(name).suffix:
+            raise WeightsError(f"weights '{name}' are neither a file nor published; {nearest(str(name), published)}")
+    return find_checkpoint(name)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Returns the checkpoint file that a path names: itself, or the newest one in a run folder.
+
+    Raises:
+        WeightsError: Nothing is there, or the folder holds no checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(path.glob("checkpoints/*.ckpt"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise WeightsError(f"run folder {path} holds no checkpoints/*.ckpt; run vlad fit first")
+        return found[-1]
+    if not path.is_file():
+        raise WeightsError(f"weights file {path} does not exist")
+    return path
