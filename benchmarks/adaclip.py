@@ -31,15 +31,15 @@ FLOOR = 2150.0  # GFLOP
 PUBLISHED = 2679.0  # counted by hand: PyTorch's counter does not see into the attention that it runs
 
 
-def published_blocks(blocks: list, x: Tensor, taps: tuple, before: TokenEdit, mask: Tensor | None = None) -> list:
-    """Runs blocks as the published code does; the tapped tokens, then the last ones."""
+def published_blocks(blocks: list, x: Tensor, layers: tuple, before: TokenEdit, mask: Tensor | None = None) -> list:
+    """Runs blocks as the published code does; the hidden states asked for, then the last ones."""
     found = []
     for number, block in enumerate(blocks, 1):
         x = before(number, x)
         y = block.ln_1(x)
         x = x + block.attn(y, y, y, need_weights=True, attn_mask=mask)[0]
         x = x + block.mlp(block.ln_2(x))
-        if number in taps:
+        if number in layers:
             found.append(x)
     return [*found, x]
 
@@ -56,10 +56,10 @@ def published(method: AdaCLIP, image: Tensor, name: str) -> np.ndarray:
     x = tower.embed(image)
     feature = tower.project(published_blocks(blocks, x, layers, nothing)[-1][:, 0])
     edit = append_prompts(method.branch_prompts("visual", feature), x.shape[1])
-    *tapped, last = published_blocks(blocks, tower.embed(image), layers, edit)
+    *hidden, last = published_blocks(blocks, tower.embed(image), layers, edit)
     pooled = tower.project(last[:, 0])
 
-    ids = text.tokenize(method._sentences(name))
+    ids = text.tokenize([*method.prompts.sentences(name)[0], *method.prompts.sentences(name)[1]])
     prompts = {
         block: prompt.expand(len(ids), -1, -1) for block, prompt in method.branch_prompts("text", feature).items()
     }
@@ -71,7 +71,7 @@ def published(method: AdaCLIP, image: Tensor, name: str) -> np.ndarray:
     vectors = F.normalize(groups, dim=0)
 
     patches, maps, grids = [], [], []
-    for head, tokens in zip(method.patch_heads, tapped, strict=True):
+    for head, tokens in zip(method.patch_heads, hidden, strict=True):
         patch = F.normalize(head(tokens[:, 1 : 1 + (image.shape[-1] // tower.patch_size) ** 2]), dim=-1)
         logits = 100 * patch @ vectors
         side = round(logits.shape[1] ** 0.5)
@@ -115,7 +115,7 @@ def main() -> None:
     device, repeats = options.device, options.repeats
     half = options.precision == "bf16"
     cast = (lambda: torch.autocast(device.split(":")[0], torch.bfloat16)) if half else nullcontext
-    method = AdaCLIP(options.backbone, None, options.image_size).to(device).eval()
+    method = AdaCLIP(options.backbone, "random", options.image_size).to(device).eval()
     rate = matmul_rate(device, torch.bfloat16 if half else torch.float32)
     lines = [
         f"{options.backbone}, {options.image_size} px, {options.precision}, {device}, {options.threads} threads; "
@@ -132,6 +132,7 @@ def main() -> None:
         print(lines[-1], flush=True)
 
     images = torch.randn(max(options.batches), 3, options.image_size, options.image_size, device=device)
+    method.allow_untrained = True
     print("\n".join(lines), flush=True)
     one = published(method, images[:1], "bottle")
     with torch.no_grad():
@@ -154,8 +155,9 @@ def main() -> None:
 
                 def step(forget: bool, data: dict = data) -> None:
                     if forget:
-                        method._plain.clear()
-                    torch.stack(list(method.loss(data).values())).sum().backward()
+                        method._plain._known.clear()
+                    features = method.encode_for_loss(data["image"])
+                    torch.stack(list(method.loss(features, data).values())).sum().backward()
 
                 measure("`adaclip`, training step, first epoch", batch, lambda s=step: s(True))
                 measure("`adaclip`, training step, later epochs", batch, lambda s=step: s(False))

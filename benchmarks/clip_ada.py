@@ -18,18 +18,28 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlad.methods.clip_ada import CLIPADA
-from vlad.methods.refinement import Zoom
+from vlad.methods.refinement import Head, NoRefinement, Zoom
 
 
 class Spots(Zoom):
     """Zoom that is shown three spots, whatever the map says."""
 
-    def __call__(self, logits: Tensor, levels: Tensor, images: Tensor, look: Callable) -> Tensor:
+    def refine(self, logits: Tensor, levels: Tensor, images: Tensor, look: Callable, module: object) -> Tensor:
         spots = torch.full_like(levels, -9.0)
         side = spots.shape[-1]
         for row, column in ((1, 1), (side // 2, side - 2), (side - 2, 2)):
             spots[..., row, column] = 9.0
-        return super().__call__(logits, spots, images, look)
+        return super().refine(logits, spots, images, look, None)
+
+
+class OneByOne(Spots):
+    """The same with one forward per region."""
+
+    def refine(self, logits: Tensor, levels: Tensor, images: Tensor, look: Callable, module: object) -> Tensor:
+        def each(views: Tensor, boxes: Tensor) -> Tensor:
+            return torch.cat([look(views[i : i + 1], boxes[i : i + 1]) for i in range(len(boxes))])
+
+        return super().refine(logits, levels, images, each, module)
 
 
 def main() -> None:
@@ -56,15 +66,9 @@ def main() -> None:
     print("\n".join(lines))
     size = int(options.backbone.rsplit("-", 1)[1]) if options.backbone.count("-") > 2 else 224
     settings = {"image_size": size, "full_size": 3 * size}
-    method = CLIPADA(options.backbone, None, **settings, refinement="none").to(device)
-    head = CLIPADA(options.backbone, None, **settings, refinement="head").refinement.to(device)
-    none, zoom = method.refinement, Spots(min_side=method.min_side)
-
-    def one_by_one(logits: Tensor, levels: Tensor, images: Tensor, look: Callable) -> Tensor:
-        def each(views: Tensor, boxes: Tensor) -> Tensor:
-            return torch.cat([look(views[i : i + 1], boxes[i : i + 1]) for i in range(len(boxes))], dim=1)
-
-        return zoom(logits, levels, images, each)
+    method = CLIPADA(options.backbone, "random", **settings, refinement=NoRefinement()).to(device)
+    method.allow_untrained = True
+    method.refinement = Head().build(len(method.layers)).to(device)
 
     def report(what: str, batch: int, run: Callable[[], object], first: float | None) -> float:
         with torch.autocast(device.split(":")[0], torch.bfloat16) if low else nullcontext():
@@ -86,22 +90,22 @@ def main() -> None:
         with torch.no_grad():
             first = None
             for what, refinement in (
-                ("first look alone", none),
-                ("zoom, three regions", zoom),
-                ("zoom, three regions, one by one", one_by_one),
-                ("head", head),
+                ("first look alone", NoRefinement()),
+                ("zoom, three regions", Spots(min_side=method.min_side)),
+                ("zoom, three regions, one by one", OneByOne(min_side=method.min_side)),
+                ("head", Head()),
             ):
-                del method.refinement
-                method.refinement = refinement
+                method.how = refinement
                 wall = report(what, batch, lambda i=images, n=names: method.score(i, n), first)
                 first = first or wall
-        del method.refinement
-        method.refinement = none
+        method.how = NoRefinement()
         method.train()
         data = {"image": images, "class_name": names}
 
         def step(data: dict = data) -> None:
-            torch.stack(list(method.loss(data).values())).sum().backward()
+            batch = method.prepare(data)
+            terms = method.loss(method.encode_for_loss(batch["image"]), batch)
+            torch.stack(list(terms.values())).sum().backward()
 
         report("training step", batch, step, first)
     if options.out:

@@ -39,12 +39,10 @@ def main() -> None:
     torch.set_num_threads(1)
     model = open_clip.create_model(options.backbone, force_custom_text=True).eval()
     backbone = Backbone(model, open_clip.get_tokenizer(options.backbone))
-    methods = []
-    for cls in (SDP, SDPPlus):
-        method = cls(backbone=options.backbone, pretrained=None, image_size=options.image_size, representative="mean")
-        method.backbone = backbone
-        method._texts["bottle"] = torch.randn(2, backbone.image.embed_dim)
-        methods.append(method.eval())
+    methods = [
+        cls(backbone=backbone, image_size=options.image_size, representative="mean").eval() for cls in (SDP, SDPPlus)
+    ]
+    methods[1].allow_untrained = True
     image = torch.randn(1, 3, options.image_size, options.image_size)
     normal, abnormal = load_prompts("clip_ad").sentences("bottle")
     sentences = [*normal, *abnormal]
@@ -52,8 +50,10 @@ def main() -> None:
     rows = [
         ("open_clip encode_image, one image", lambda: model.encode_image(image), options.repeats),
         ("vlad ImageTower.encode", lambda: backbone.image.encode(image), options.repeats),
+        ("vlad Backbone.encode, four layers", lambda: backbone.encode(image, [3, 6, 9, 12]), options.repeats),
         ("vlad SDP, image to smoothed map", lambda: methods[0].score(image, ["bottle"]), options.repeats),
         ("vlad SDP+, image to smoothed map", lambda: methods[1].score(image, ["bottle"]), options.repeats),
+        ("vlad Backbone.fingerprint, once per checkpoint", backbone.fingerprint, options.repeats),
         (f"open_clip encode_text, {len(ids)} sentences", lambda: [model.encode_text(c) for c in ids.split(128)], 1),
         ("vlad TextTower.encode, cut at the last word", lambda: backbone.text.encode(sentences), 1),
     ]

@@ -63,7 +63,8 @@ def run(config: dict, seed: int) -> dict:
         (found,) = Path(folder).glob("*/*/test_metrics.json")
         content = json.loads(found.read_text())
     result = {"after": content["mean"]}
-    return result | ({"before": content["unrefined"]["mean"]} if "unrefined" in content else {})
+    stages = content.get("stages") or {}
+    return result | ({"before": stages["initial"]["mean"]} if "initial" in stages else {})
 
 
 def cell(values: list[float]) -> str:

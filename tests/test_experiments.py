@@ -104,7 +104,7 @@ def test_pixel_ap_by_size(tmp_path, monkeypatch, tiny, capsys):
     content = json.loads(Path("runs/clip_ada/version_1/test_metrics.json").read_text())
     values, bounds = script("clip_ada/by_size.py").measure(run, "mvtec_ad", ".")
     assert values[:, 3].tolist() == pytest.approx(
-        [content["unrefined"]["mean"]["pixel_ap"], content["mean"]["pixel_ap"]]
+        [content["stages"]["initial"]["mean"]["pixel_ap"], content["mean"]["pixel_ap"]]
     )
     assert len(bounds) == 2
 

@@ -2,7 +2,7 @@
 
 Methods that learn from normal images see those of the tested categories, and no defect.
 
-The floors are the lowest of three seeds less three points (docs/synthetic.md has the measured values). Random
+The floors are the lowest of three seeds less three points (docs/rendered.md has the measured values). Random
 weights, a flipped sign or a wrong layer fall through them.
 """
 
@@ -12,13 +12,14 @@ import pytest
 from lightning.pytorch import Trainer, seed_everything
 
 from vlad.datamodules import AnomalyDataModule
+from vlad.pseudo_anomalies import Synthesizer
 from vlad.registry import discover, get_method
 
 SETTINGS = {
     "sdp": {"sigma": 3.0},
     "sdp_plus": {"sigma": 3.0, "lr": 1e-3},
     "adaclip": {"sigma": 3.0, "lr": 2e-3, "depth": 2},
-    "clip_ada": {"sigma": 3.0, "full_size": 128, "recipe": "mixed"},
+    "clip_ada": {"sigma": 3.0, "full_size": 128, "synthesis": Synthesizer("mixed")},
 }
 FLOORS = {  # image AUROC, pixel AUROC
     "sdp": (0.870, 0.940),
@@ -33,8 +34,9 @@ def measure(name, tmp_path, seed=0):
     """Trains where there is something to train, tests on the test categories; image and pixel AUROC."""
     seed_everything(seed)
     method = get_method(name)(backbone="vlad-tiny", pretrained=None, image_size=96, **SETTINGS[name])
-    train = "synthetic" if method.learns_from == "normal" else "synthetic_aux"
+    train = "synthetic" if method.supervision == "one-class" else "synthetic_aux"
     data = AnomalyDataModule(train=train, test="synthetic", batch_size=16, num_workers=0, seed=seed)
+    data.require(method.requirements)
     trainer = Trainer(
         max_epochs=1,
         accelerator="cpu",

@@ -13,11 +13,9 @@ import statistics
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 import vlad
 from vlad.datamodules import AnomalyDataModule
-from vlad.datamodules.dataset import AnomalyDataset, collate
 from vlad.metrics import PixelMetrics
 
 NAMES = ("smallest third", "middle third", "largest third", "all")
@@ -26,29 +24,29 @@ NAMES = ("smallest third", "middle third", "largest third", "all")
 def measure(run: str, test: str, root: str | None) -> tuple[np.ndarray, list[float]]:
     """Returns pixel AP (2, 4), before and after, for the thirds and all; and the bounds of the thirds."""
     method = vlad.load(run)
-    data = AnomalyDataModule(root=root, test=test, num_workers=0)
+    data = AnomalyDataModule(root=root, test=test, num_workers=0).require(method.requirements)
     data.setup("test")
-    loader = DataLoader(AnomalyDataset(data.frames["test"], method.preprocess), 16, collate_fn=collate)
+    loader = data.test_dataloader()
     overlaps = torch.cat([batch["mask"].float().mean((1, 2)) for batch in loader])
     bounds = np.quantile(overlaps[overlaps > 0].numpy(), [1 / 3, 2 / 3])
     found: dict[tuple[str, int, int], PixelMetrics] = {}
     for batch in loader:
         with torch.no_grad():
             after = method.score(batch["image"], batch["class_name"])
-        if after.unrefined is None:
+        if not after.stages:
             raise SystemExit(f"{run}: this method's maps are not refined")
         for i, category in enumerate(batch["category"]):
             mask = batch["mask"][i]
             share = float(mask.float().mean())
             thirds = [int((share > bounds).sum()), 3] if share else range(4)
-            for part, prediction in enumerate((after.unrefined, after)):
+            for part, prediction in enumerate((after.stages["initial"], after)):
                 for third in thirds:
                     key = (category, part, third)
                     found.setdefault(key, PixelMetrics()).update(prediction.anomaly_map[i], mask)
     scores: dict[tuple[int, int], list[float]] = {}
     for (_, part, third), metric in found.items():
         if metric.regions:
-            scores.setdefault((part, third), []).append(metric.compute().ap)
+            scores.setdefault((part, third), []).append(metric.result().ap)
     return np.array(
         [[statistics.fmean(scores.get((part, third), [math.nan])) for third in range(4)] for part in range(2)]
     ), bounds

@@ -175,7 +175,7 @@ def nearest_distance(
         if metric == "cosine":
             x = F.normalize(x, dim=-1)
         if torch.compiler.is_compiling():
-            return _nearest(x, bank, metric, neighbours, len(bank)).unflatten(0, queries.shape[:-1])
+            return _nearest(x, bank, metric, neighbours, None).unflatten(0, queries.shape[:-1])
         block = max(neighbours, min(_BLOCK, chunk_bytes // 4, len(bank)))
         wanted = block if metric == "cosine" else max(block, neighbours * bank.shape[1])
         found = [
@@ -184,21 +184,23 @@ def nearest_distance(
         return torch.cat(found).unflatten(0, queries.shape[:-1])
 
 
-def _nearest(x: Tensor, bank: Tensor, metric: Metric, neighbours: int, block: int) -> Tensor:
+def _nearest(x: Tensor, bank: Tensor, metric: Metric, neighbours: int, block: int | None) -> Tensor:
     """Returns the mean distance (M,) of tokens (M, D) to their nearest rows of a bank (N, D), some rows at a time."""
     # Euclidean: |x - b|² without |x|², which changes no order. The distance itself is computed from the difference, as
     # small distances of long vectors would drown in the rounding of the squares.
     halves = None if metric == "cosine" else bank.square().sum(-1) * -0.5
+    parts = bank.split(block) if block else (bank,)
+    offsets = () if halves is None else halves.split(block) if block else (halves,)
     near: Tensor | None = None
-    index = torch.empty(0)
-    for start, rows in enumerate(bank.split(block)):
+    index, start = torch.empty(0), 0
+    for number, rows in enumerate(parts):
         if halves is None and neighbours == 1:
             best = (x @ rows.T).amax(-1, keepdim=True)
             near = best if near is None else torch.maximum(near, best)
             continue
-        closeness = x @ rows.T if halves is None else torch.addmm(halves.split(block)[start], x, rows.T)
+        closeness = x @ rows.T if halves is None else torch.addmm(offsets[number], x, rows.T)
         best, place = closeness.topk(neighbours if near is None else min(neighbours, len(rows)), dim=-1)
-        place = place + start * block
+        place, start = place + start, start + (block or 0)
         if near is not None:
             best, order = torch.cat([near, best], -1).topk(neighbours, dim=-1)
             place = torch.cat([index, place], -1).gather(-1, order)

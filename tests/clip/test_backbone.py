@@ -190,7 +190,11 @@ def test_vlad_tiny_is_whole():
     ("name", "pretrained", "message"),
     [
         ("ViT-B-16-plus-24", None, "did you mean ViT-B-16-plus-240"),
-        ("ViT-B-16", "laion400m_e99", "has no weights 'laion400m_e99', and no file is there; did you mean laion400m_e3"),
+        (
+            "ViT-B-16",
+            "laion400m_e99",
+            "has no weights 'laion400m_e99', and no file is there; did you mean laion400m_e3",
+        ),
         ("ViT-B-16-plus-240", None, r"needs weights: give pretrained: laion400m_e31 \| .*or pretrained: random"),
         ("local-dir:/no/such/folder", None, "cannot load CLIP 'local-dir:/no/such/folder': Directory"),
         ("RN50", "random", "an image tower of type ModifiedResNet"),

@@ -8,9 +8,9 @@ import torch
 
 from vlad.clip import AttentionBranch, Backbone, Numerics, append_prompts, overwrite_prompts, run_blocks
 from vlad.clip.backbone import random_clip, save_local
-from vlad.encoders.positions import resize_positions
 from vlad.clip.similarity import smooth, to_grid, upsample, zero_to_one
 from vlad.clip.text import PackedSentences, pack_sentences
+from vlad.encoders.positions import resize_positions
 from vlad.errors import BackboneError
 
 TINY_CLIP = {
@@ -63,9 +63,9 @@ def test_other_sizes_equal_open_clips_own_resize(size, tmp_path, images):
     config["vision_cfg"]["image_size"] = size
     resized = open_clip.CustomTextCLIP(**config).eval()
     open_clip.load_checkpoint(resized, str(tmp_path / "open_clip_model.safetensors"))
-    picture = torch.randn(2, 3, size, size)
+    image = torch.randn(2, 3, size, size)
     ours = Backbone.load(f"local-dir:{tmp_path}")
-    close(ours.image.encode(picture), resized.encode_image(picture))
+    close(ours.image.encode(image), resized.encode_image(image))
 
 
 def test_position_resize_variants_differ():
@@ -154,7 +154,7 @@ def test_the_branch_follows_its_definition(backbone, images):
         blocks, x, layers=[1, 2, 3], branch=AttentionBranch(first=2, restarts={4}), branch_layers=[2, 3, 4]
     )
     plain = run_blocks(blocks, x, layers=[1, 2, 3, 4])
-    close(tokens.last, plain.hidden_states[4])  # the ordinary path is untouched
+    close(tokens.last, plain.hidden_states[4])  # the ordinary tokens are untouched
 
     def update(number, stream):
         block = blocks[number - 1]
@@ -211,8 +211,8 @@ def test_learned_words_and_overwritten_prompts_get_gradients_only(backbone):
 def test_activation_switch(tiny, tiny_model):
     gelu = Backbone.load(tiny)
     quick = Backbone.load(tiny, numerics=Numerics(activation="quick_gelu"))
-    picture = torch.randn(1, 3, 64, 64)
-    assert not torch.allclose(gelu.image.encode(picture), quick.image.encode(picture))
+    image = torch.randn(1, 3, 64, 64)
+    assert not torch.allclose(gelu.image.encode(image), quick.image.encode(image))
     assert type(quick.text.text.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
 
 
@@ -233,6 +233,21 @@ def test_maps_keep_float32_under_autocast():
         out = upsample(to_grid(torch.randn(1, 16).bfloat16()), 16, align_corners=True)
     assert out.dtype == torch.float32
     assert out.shape == (1, 16, 16)
+
+
+def test_maps_may_be_rectangular():
+    maps = to_grid(torch.arange(12.0)[None], (3, 4))
+    assert maps[0, 1].tolist() == [4, 5, 6, 7]
+    with pytest.raises(ValueError, match="12 patches are no square grid"):
+        to_grid(torch.zeros(1, 12))
+    large = upsample(maps, (30, 60), align_corners=False)
+    assert large.shape == (1, 30, 60)
+    expected = torch.nn.functional.interpolate(maps[None], size=(30, 60), mode="bilinear")[0]
+    torch.testing.assert_close(large, expected)
+    from scipy.ndimage import gaussian_filter
+
+    expected = torch.from_numpy(gaussian_filter(large[0].double().numpy(), 3.0))
+    torch.testing.assert_close(smooth(large, 3.0)[0].double(), expected, rtol=0, atol=1e-5)
 
 
 def test_zero_to_one_of_a_constant_is_zero():

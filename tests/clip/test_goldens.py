@@ -1,4 +1,4 @@
-"""The core against published towers: AdaCLIP's deep prompts and AnomalyCLIP's dual path and learned words."""
+"""The core against published towers: AdaCLIP's deep prompts and AnomalyCLIP's second branch and learned words."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_positions_resized_as_adaclip_does(adaclip):
 
 
 @torch.no_grad()
-def test_dual_path_equals_anomalyclip(anomalyclip):
+def test_second_branch_equals_anomalyclip(anomalyclip):
     numerics = Numerics(position_resize="bilinear", position_antialias=False)
     tower = Backbone.load(anomalyclip.backbone, numerics=numerics).image
     depth, dpam = tower.depth, anomalyclip.meta["config"]["dpam"]

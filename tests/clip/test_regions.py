@@ -1,4 +1,4 @@
-"""Cutting regions out and putting their maps back: Pillow's numbers, and nothing moved."""
+"""Cropping regions and pasting their maps: Pillow's numbers, and nothing moved."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from vlad.clip.similarity import upsample
 
 
 @pytest.mark.parametrize(("source", "target"), [(64, 64), (64, 32), (96, 40), (32, 80)])
-def test_the_whole_picture_is_resized_as_pillow_does(source, target):
+def test_the_whole_image_is_resized_as_pillow_does(source, target):
     values = np.random.default_rng(0).random((source, source), dtype=np.float32)
     expected = np.array(Image.fromarray(values).resize((target, target), Image.Resampling.BICUBIC))
     found = crop_regions(torch.from_numpy(values)[None, None], full_boxes(1), target)[0, 0]
@@ -18,7 +18,7 @@ def test_the_whole_picture_is_resized_as_pillow_does(source, target):
 
 
 @pytest.mark.parametrize("target", [16, 32, 50])
-def test_a_region_is_what_pillow_cuts(target):
+def test_a_region_is_what_pillow_crops(target):
     values = np.random.default_rng(1).random((64, 64), dtype=np.float32)
     box = torch.tensor([[8, 16, 40, 48]]) / 64
     whole_area = (16, 8, 48, 40)  # left, upper, right, lower
@@ -28,7 +28,7 @@ def test_a_region_is_what_pillow_cuts(target):
     np.testing.assert_allclose(found[inner, inner], expected[inner, inner], atol=2e-5)
 
 
-def test_maps_go_back_where_they_came_from():
+def test_maps_are_pasted_where_they_were_cropped():
     maps = torch.rand(2, 6, 6)
     back, cover = paste_maps(maps, full_boxes(2), 48)
     torch.testing.assert_close(back, upsample(maps, 48, align_corners=False))
@@ -40,8 +40,8 @@ def test_maps_go_back_where_they_came_from():
     assert back[0].abs().sum() == pytest.approx(float(back[0, 12:24, 24:36].abs().sum()))
 
 
-def test_a_place_is_the_same_in_picture_and_region():
-    """A bright spot, cut out, found in the region's map, put back: it lies where it was."""
+def test_a_place_is_the_same_in_image_and_region():
+    """A bright spot, cropped, found in the region's map and pasted, lies where it was."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         image = torch.zeros(1, 1, 128, 128)

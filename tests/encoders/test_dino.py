@@ -117,7 +117,9 @@ def test_half_precision_class_token_with_registers_is_added_in_float32():
 
 
 def test_swiglu_names_are_converted():
-    names = timm_names({"mask_token": torch.ones(1), "blocks.3.mlp.w12.bias": torch.ones(2), "blocks.3.mlp.w3.weight": torch.ones(2)})
+    names = timm_names(
+        {"mask_token": torch.ones(1), "blocks.3.mlp.w12.bias": torch.ones(2), "blocks.3.mlp.w3.weight": torch.ones(2)}
+    )
     assert list(names) == ["blocks.3.mlp.fc1.bias", "blocks.3.mlp.fc2.weight"]
 
 
@@ -178,7 +180,9 @@ def test_a_file_for_a_timm_name(tmp_path):
     assert again.source.label == "weights.pth"
     other = load_encoder("timm:vit_tiny_patch16_224", "random", text=False)
     assert other.fingerprint() != first.fingerprint()
-    with pytest.raises(BackboneError, match="does not fit 'timm:vit_small_patch32_224': it has other shapes of cls_token"):
+    with pytest.raises(
+        BackboneError, match="does not fit 'timm:vit_small_patch32_224': it has other shapes of cls_token"
+    ):
         VisionTower.load("timm:vit_small_patch32_224", str(file))
 
 

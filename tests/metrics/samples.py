@@ -1,6 +1,8 @@
-"""Batches of noise and predictions for them; the metrics are tested without methods and data modules."""
+"""Batches of noise, predictions for them, and metrics of others: no method and no data module takes part."""
 
 import torch
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryAUROC
 
 from vlad.types import Batch, Prediction
 
@@ -29,3 +31,31 @@ def prediction_for(batch, seed=0, components=False, stages=None):
     maps = torch.rand(batch["mask"].shape, generator=generator) + 0.3 * batch["mask"]
     score = maps.amax((1, 2))
     return Prediction(maps, score, maps, torch.stack([score, -score], 1) if components else None, stages)
+
+
+class MeanGap(Metric):
+    """Mean score of anomalous pixels less that of normal ones: a third party's metric."""
+
+    level = "pixel"
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, maps, masks):
+        assert maps.ndim == masks.ndim == 3
+        assert masks.dtype == torch.bool
+        self.sums = self.sums + torch.stack([maps[~masks].double().sum(), maps[masks].double().sum()])
+        self.counts = self.counts + torch.stack([(~masks).sum(), masks.sum()])
+
+    def compute(self):
+        normal, anomalous = self.sums / self.counts
+        return {"gap": anomalous - normal, "normal": normal}
+
+
+class ImageAUROC(BinaryAUROC):
+    """One of torchmetrics' own, which keeps lists of floats and of integers."""
+
+    level = "image"

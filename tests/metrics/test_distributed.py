@@ -6,12 +6,13 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
-from metrics.samples import batch_of
-from metrics.test_evaluation import ImageAUROC, MeanGap
+from metrics.samples import ImageAUROC, MeanGap, batch_of
 
 import vlad.metrics.pixel
 from vlad.metrics import Evaluation, PixelMetrics, RankingMetrics
 from vlad.types import Prediction
+
+KEPT = vlad.metrics.pixel.KEPT
 
 
 class PixelAUROC(ImageAUROC):
@@ -29,9 +30,8 @@ def images(count=7):
 
 
 def evaluate(rank, world, mode):
-    if mode == "histogram":  # so few scores are kept as they are, at one rank but not at three
-        vlad.metrics.pixel.KEPT = 12_000
-        mode = "streaming"
+    vlad.metrics.pixel.KEPT = 12_000 if mode == "histogram" else KEPT  # so few are kept at one rank but not at three
+    mode = "streaming" if mode == "histogram" else mode
     metric = PixelMetrics(mode)
     evaluation = Evaluation(mode=mode, pro_limits=[0.3, 0.05])
     others = Evaluation({"area": ImageAUROC(), "mean": MeanGap(), "pixels": PixelAUROC()})
@@ -66,21 +66,25 @@ def step(rank, world, mode):
     return [value.item() for value in [*values, *metric.compute().values(), *ranks.compute().values()]]
 
 
-def process(rank, target, world, mode, port, queue):
+JOBS = [(evaluate, "streaming"), (evaluate, "histogram"), (evaluate, "exact"), (step, "streaming"), (step, "exact")]
+
+
+def process(rank, world, port, queue):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
-    queue.put((rank, target(rank, world, mode)))
+    queue.put((rank, [target(rank, world, mode) for target, mode in JOBS]))
     torch.distributed.destroy_process_group()
 
 
-def run(target, world, mode):
+def run(world):
+    """Returns what each rank's jobs returned; all in the same processes, since starting one takes seconds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = mp.get_context("spawn")
     queue = context.Queue()
-    started = [context.Process(target=process, args=(r, target, world, mode, port, queue)) for r in range(world)]
+    started = [context.Process(target=process, args=(rank, world, port, queue)) for rank in range(world)]
     for one in started:
         one.start()
     results = sorted(queue.get(timeout=300) for _ in started)
@@ -90,18 +94,23 @@ def run(target, world, mode):
     return [result[1] for result in results]
 
 
-@pytest.mark.parametrize("mode", ["streaming", "histogram", "exact"])
-def test_one_two_and_three_processes(mode, monkeypatch):
-    monkeypatch.setattr("vlad.metrics.pixel.KEPT", vlad.metrics.pixel.KEPT)  # put back afterwards
-    one = evaluate(0, 1, mode)
+@pytest.fixture(scope="module")
+def found():
+    """What each rank found, by number of processes."""
+    alone = [[target(0, 1, mode) for target, mode in JOBS]]  # puts KEPT back
+    return {1: alone, 2: run(2), 3: run(3)}
+
+
+@pytest.mark.parametrize("job", range(3), ids=[mode for _, mode in JOBS[:3]])
+def test_one_two_and_three_processes(found, job):
+    one = found[1][0][job]
     assert len(one) > 60
     for world in (2, 3):
-        for result in run(evaluate, world, mode):
-            assert result == pytest.approx(one, abs=1e-12, nan_ok=True)
+        for rank in found[world]:
+            assert rank[job] == pytest.approx(one, abs=1e-12, nan_ok=True)
 
 
-@pytest.mark.parametrize("mode", ["streaming", "exact"])
-def test_forward_gathers_at_each_step_where_it_is_asked_to(mode):
-    one = step(0, 1, mode)
-    for result in run(step, 2, mode):
-        assert result == pytest.approx(one, abs=1e-12, nan_ok=True)
+@pytest.mark.parametrize("job", range(3, 5), ids=[mode for _, mode in JOBS[3:]])
+def test_forward_gathers_at_each_step_where_it_is_asked_to(found, job):
+    for rank in found[2]:
+        assert rank[job] == pytest.approx(found[1][0][job], abs=1e-12, nan_ok=True)

@@ -3,9 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from metrics.samples import batch_of, prediction_for
+from metrics.samples import ImageAUROC, MeanGap, batch_of, prediction_for
 from sklearn.metrics import roc_auc_score
-from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC
 
 from vlad.errors import DataError, VladError
@@ -152,34 +151,6 @@ def test_regions_are_found_once_per_mask(monkeypatch):
     fresh = Evaluation()
     fresh.update(other, prediction_for(batch))
     assert evaluation.compute().mean == fresh.compute().mean != result.mean
-
-
-class MeanGap(Metric):
-    """Mean score of anomalous pixels less that of normal ones: a third party's metric."""
-
-    level = "pixel"
-    full_state_update = False
-
-    def __init__(self):
-        super().__init__()
-        self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, maps, masks):
-        assert maps.ndim == masks.ndim == 3
-        assert masks.dtype == torch.bool
-        self.sums = self.sums + torch.stack([maps[~masks].double().sum(), maps[masks].double().sum()])
-        self.counts = self.counts + torch.stack([(~masks).sum(), masks.sum()])
-
-    def compute(self):
-        normal, anomalous = self.sums / self.counts
-        return {"gap": anomalous - normal, "normal": normal}
-
-
-class ImageAUROC(BinaryAUROC):
-    """One of torchmetrics' own, which keeps lists of floats and of integers."""
-
-    level = "image"
 
 
 def test_metrics_of_others_become_columns():

@@ -1,6 +1,9 @@
-"""What a run leaves on disk and on the screen: tables, scores, heat maps."""
+"""What a run does beside the method: evaluation, references, tables, heat maps, and the record of the run."""
 
+from vlad.callbacks.evaluator import Evaluator
 from vlad.callbacks.heatmaps import HeatMaps
+from vlad.callbacks.record import RunRecord
+from vlad.callbacks.references import References
 from vlad.callbacks.results import Results
 
-__all__ = ["HeatMaps", "Results"]
+__all__ = ["Evaluator", "HeatMaps", "References", "Results", "RunRecord"]

@@ -19,9 +19,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from vlad.callbacks.panel import Panel, draw_contact_sheet, draw_panel
-from vlad.datamodules.decode import RowCrop, load_image, load_mask
 from vlad.files import write_atomic, write_json
-from vlad.metrics.evaluation import gather_objects, own_samples
+from vlad.metrics.distributed import gather_objects, own_samples
 from vlad.types import Batch, Prediction
 
 __all__ = ["HeatMaps", "choose_for_contact_sheet"]
@@ -49,10 +48,11 @@ def choose_for_contact_sheet(drawn: Sequence[tuple[tuple[str, str], str, int, fl
 
 
 class HeatMaps(Callback):
-    """Heat maps of a test or prediction run, under ``heatmaps/`` in the run folder, and a sheet of some of them.
+    """Heat maps of a test or prediction run, under ``heatmaps/`` in the run folder, and a contact sheet of some.
 
-    The colours mean the same score in every image of the run, so they can only be chosen at its end: until
-    then the maps wait, small, in a temporary file, and memory does not grow with the data set.
+    The colours mean the same score in every image of the run, so they can only be chosen at its end: until then maps
+    and previews wait, small, in a temporary file, and memory does not grow with the data set. Images are drawn from
+    the previews that the data module makes where they are decoded; no file is opened again.
     """
 
     def __init__(self, enabled: bool = True, limit: int | None = None, height: int = 256) -> None:
@@ -68,41 +68,58 @@ class HeatMaps(Callback):
         self.height = height
         self._reset()
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Asks the data module for previews."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if self.enabled and stage in {"test", "predict"} and hasattr(data, "preview_height"):
+            data.preview_height = self.height
+
     def _reset(self) -> None:
         self._file: IO[bytes] | None = None
         self._rows: list[dict[str, Any]] = []
         self._samples: list[np.ndarray] = []
         self._counts: dict[tuple[str, str], int] = {}
+        self._told = False
 
     def _start(self) -> None:
         self._reset()
         if self.enabled:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives until the end of the run
 
+    def _store(self, array: np.ndarray) -> tuple[int, tuple[int, ...], str]:
+        """Writes an array to the temporary file; returns where, its shape and type."""
+        assert self._file is not None
+        place = self._file.tell()
+        self._file.write(np.ascontiguousarray(array).tobytes())
+        return place, array.shape, str(array.dtype)
+
     def _add(self, trainer: Trainer, batch: Batch, prediction: Prediction) -> None:
         if self._file is None:
             return
-        side = min(self.height, prediction.anomaly_map.shape[-1])
-        stages = [said.anomaly_map for said in (prediction.unrefined, prediction) if said is not None]
-        maps = F.adaptive_avg_pool2d(torch.stack(stages, dim=1).float(), side).cpu().numpy()  # (B, 1 or 2, side, side)
+        if "preview" not in batch:
+            if trainer.is_global_zero and not self._told:
+                print("no heat maps: the batches hold no previews; give the trainer vlad's data module", flush=True)
+            self._told = True
+            return
+        stages = {**(prediction.stages or {}), "": prediction}
+        maps = torch.stack([stage.anomaly_map.float() for stage in stages.values()], dim=1)  # (B, stages, H, W)
+        shrink = min(1.0, self.height / min(maps.shape[-2:]))
+        height, width = (max(1, round(side * shrink)) for side in maps.shape[-2:])
+        small = F.adaptive_avg_pool2d(maps, (height, width)).cpu().numpy()
         for i in own_samples(batch, trainer.global_rank, trainer.world_size):
-            path = batch["path"][i]
             category = (batch["dataset"][i], batch["category"][i])
             self._counts[category] = self._counts.get(category, 0) + 1
-            self._samples.append(maps[i].ravel()[:: max(1, maps[i].size // 1024)])
+            self._samples.append(small[i].ravel()[:: max(1, small[i].size // 1024)].copy())
             if self.limit is not None and self._counts[category] > self.limit:
                 continue
-            row: dict[str, Any] = {"path": path, "shape": maps[i].shape, "score": float(prediction.image_score[i])}
-            row["category"] = category
+            row: dict[str, Any] = {"category": category, "score": float(prediction.image_score[i])}
             row["name"] = "/".join(dict.fromkeys((*category, batch["image_id"][i])))
-            row["offset"] = self._file.tell()
-            row |= {"row_crop": batch["row_crop"][i], "frame": int(batch["frame"][i]), "reader": batch["reader"][i]}
+            row |= {"stages": list(stages), "maps": self._store(small[i].astype(np.float32))}
+            row["preview"] = self._store(batch["preview"][i].numpy())
+            row["mask"] = self._store(batch["mask_preview"][i].numpy())
             if "label" in batch:
-                row |= {"label": int(batch["label"][i]), "mask_path": batch["mask_path"][i]}
-                row["mask_threshold"] = int(batch["mask_threshold"][i])
-                row["has_mask"] = bool(batch["has_mask"][i])
+                row["label"] = int(batch["label"][i])
             self._rows.append(row)
-            self._file.write(maps[i].astype(np.float32).tobytes())
 
     def _finish(self, trainer: Trainer) -> None:
         folder = trainer.log_dir  # a collective call: on every rank
@@ -113,16 +130,29 @@ class HeatMaps(Callback):
         target = Path(folder) / "heatmaps"
         file, lock = self._file, Lock()
 
-        def draw(row: dict[str, Any]) -> None:
+        def read(stored: tuple[int, tuple[int, ...], str]) -> np.ndarray:
+            place, shape, kind = stored
             with lock:
-                file.seek(row["offset"])
-                stored = file.read(4 * math.prod(row["shape"]))
-            values = np.frombuffer(stored, np.float32).reshape(row["shape"])
-            self._draw(row, values, low, high, target / f"{row['name']}.png")
+                file.seek(place)
+                content = file.read(math.prod(shape) * np.dtype(kind).itemsize)
+            return np.frombuffer(content, kind).reshape(shape)
+
+        def draw(row: dict[str, Any]) -> None:
+            maps, mask = read(row["maps"]), read(row["mask"])
+            caption = f"image score {row['score']:.4g}, map max {maps[-1].max():.4g}"
+            if "label" in row:
+                caption += f", label {['normal', 'anomalous', 'unknown'][row['label']]}"
+            earlier = dict(zip(row["stages"][:-1], maps[:-1], strict=True))
+            image = Image.fromarray(read(row["preview"]))
+            panel = Panel(row["name"], caption, image, maps[-1], mask if mask.size else None, earlier)
+            drawn = draw_panel(panel, low, high, height=self.height)
+            path = target / f"{row['name']}.png"
+            write_atomic(path, lambda partial: drawn.save(partial, format="PNG", compress_level=1))
 
         if trainer.is_global_zero:
             print(f"drawing {len(self._rows)} heat maps in {target}", flush=True)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding, resizing and PNG leave Python's lock
+        file.flush()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # resizing and PNG leave Python's lock
             deque(pool.map(draw, self._rows), maxlen=0)
         file.close()
         drawn = [(row["category"], row["name"], row.get("label", -1), row["score"]) for row in self._rows]
@@ -134,20 +164,6 @@ class HeatMaps(Callback):
                 write_atomic(target / "contact_sheet.png", lambda partial: sheet.save(partial, format="PNG"))
             write_json(target / "scale.json", {"low": low, "high": high})
         self._reset()
-
-    def _draw(self, row: dict[str, Any], values: np.ndarray, low: float, high: float, path: Path) -> None:
-        crop = RowCrop.parse(row["row_crop"])
-        image = load_image(row["path"], crop=crop, frame=row["frame"], reader=row["reader"])
-        caption, mask = f"image score {row['score']:.4g}, map max {values[-1].max():.4g}", None
-        if "label" in row:
-            caption += f", label {['normal', 'anomalous', 'unknown'][row['label']]}"
-            if row["mask_path"]:
-                mask = load_mask(row["mask_path"], image.size, threshold=row["mask_threshold"], crop=crop)
-            elif row["has_mask"]:
-                mask = np.zeros((image.height, image.width), dtype=bool)
-        panel = Panel(row["name"], caption, image, values[-1], mask, values[0] if len(values) > 1 else None)
-        picture = draw_panel(panel, low, high, height=self.height)
-        write_atomic(path, lambda partial: picture.save(partial, format="PNG", compress_level=1))
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts a fresh run."""
@@ -162,8 +178,13 @@ class HeatMaps(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps a batch's maps."""
-        self._add(trainer, batch, outputs)
+        """Keeps a batch's maps; those of a set that is scored together come by :meth:`on_set_scored`."""
+        if isinstance(outputs, Prediction):
+            self._add(trainer, batch, outputs)
+
+    def on_set_scored(self, trainer: Trainer, pl_module: LightningModule, batch: Any, prediction: Prediction) -> None:
+        """Keeps the maps of images that a transductive method has scored together."""
+        self._add(trainer, batch, prediction)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the panels."""

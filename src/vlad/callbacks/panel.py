@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -43,7 +43,7 @@ class Panel:
         image: The image, RGB.
         anomaly_map: Its map (H, W), any size.
         mask: Ground truth (H, W), bool, or None where it is not known.
-        unrefined: The map before a refinement (H, W), or None where there was none.
+        earlier: Earlier maps by name (H, W), where a method refines its map.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Panel:
     image: Image.Image
     anomaly_map: np.ndarray
     mask: np.ndarray | None = None
-    unrefined: np.ndarray | None = None
+    earlier: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def colorize(values: np.ndarray) -> np.ndarray:
@@ -98,8 +98,7 @@ def draw_panel(panel: Panel, low: float, high: float, *, height: int = 256) -> I
     weight = (0.75 * np.sqrt(strength))[..., None]
     overlay = (original * (1 - weight) + colors * weight).astype(np.uint8)
     tiles = [("image", original), ("anomaly map", colors)]
-    if panel.unrefined is not None:
-        tiles.insert(1, ("before refinement", colorize(strength_of(panel.unrefined))))
+    tiles[1:1] = [(f"{name} map", colorize(strength_of(values))) for name, values in panel.earlier.items()]
     if panel.mask is not None:
         mask = np.asarray(Image.fromarray(panel.mask).resize(size, Image.Resampling.NEAREST))
         tiles.append(("mask", np.where(mask[..., None], np.uint8(255), np.uint8(0)).repeat(3, axis=2)))

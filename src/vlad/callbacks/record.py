@@ -6,7 +6,7 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["RunRecord"]
 
 _PACKAGES = ("torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "numpy", "pillow")
+
+
+def _text(path: Path | None) -> str:
+    return "" if path is None else str(path)
 
 
 class RunRecord(Callback):
@@ -43,12 +47,14 @@ class RunRecord(Callback):
         if folder is None or not trainer.is_global_zero or not hasattr(pl_module, "api"):
             return
         method = cast("Method", pl_module)
-        source: Any = getattr(method.backbone, "source", None)
+        source = getattr(method.backbone, "source", None)
         record = {
             "command": self.command,
             "verb": str(trainer.state.fn.value if trainer.state.fn else ""),
             "method": describe(method),
-            "encoder_source": source if isinstance(source, dict | str) else source and vars(source),
+            "weights": None
+            if source is None
+            else {"from": source.label, "file": _text(source.file), "sha256": source.sha256},
             "untrained": bool(method.trains and not method.origin),
             "python": platform.python_version(),
             "packages": {name: metadata.version(name) for name in _PACKAGES},

@@ -1,7 +1,7 @@
 """Attention over open_clip's own weights: query-key and value-value (and relatives), always fused.
 
 Every function takes the ``nn.MultiheadAttention`` of an open_clip block and only reads its weights, so one
-projection of q, k and v serves several attention paths.
+projection of q, k and v serves several attention branches.
 """
 
 from __future__ import annotations

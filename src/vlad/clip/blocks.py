@@ -1,7 +1,7 @@
 """One explicit loop over open_clip's residual attention blocks.
 
 The published detectors each carry an edited copy of CLIP's transformer, to read hidden states, insert prompts or run
-a second attention path. Here is the one loop that serves them all, over open_clip's own modules and weights.
+a second attention branch. Here is the one loop that serves them all, over open_clip's own modules and weights.
 Blocks are numbered from 1, as the papers do.
 """
 
@@ -24,14 +24,14 @@ TokenEdit = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class AttentionBranch:
-    """A second residual path with self-self attention beside the ordinary one.
+    """A second residual branch with self-self attention beside the ordinary tokens: value-value by default.
 
-    Every block's q, k and v come from the ordinary path, which stays unchanged.
+    Every block's q, k and v come from the ordinary tokens, which stay unchanged.
 
     Attributes:
-        first: Block at which the path starts; before its first update it equals the ordinary tokens.
+        first: Block at which the branch starts; before its first update it equals the ordinary tokens.
         attention: Which self-self attention feeds it.
-        restarts: Blocks at which the path is thrown away and starts anew from zero (CLIP-AD's stages).
+        restarts: Blocks at which the branch is dropped and starts anew from zero (CLIP-AD's stages).
     """
 
     first: int = 1

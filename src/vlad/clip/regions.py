@@ -1,8 +1,8 @@
-"""Regions of an image: cut out at the tower's size, and their maps put back where they came from.
+"""Crop regions of an image at the tower's size, and paste their maps at their place in the image.
 
-A box is (top, left, bottom, right) as shares of the image's side. Cutting and putting back are products with
-matrices made of the same numbers, so that they agree to a fraction of a pixel, run on any device for many boxes at
-once, and the box (0, 0, 1, 1) is the whole image and nothing special.
+A box is (top, left, bottom, right) in fractions of the image's height and width. Cropping and pasting are products
+with matrices made of the same numbers, so that they agree to a fraction of a pixel, run on any device for many boxes
+at once, and the box (0, 0, 1, 1) is the whole image and nothing special.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def _cutting(low: Tensor, high: Tensor, source: int, target: int) -> Tensor:
-    """Returns matrices (n, target, source) that resize a stretch of a line as Pillow does, smoothed to shrink."""
+def _crop_matrix(low: Tensor, high: Tensor, source: int, target: int) -> Tensor:
+    """Returns matrices (n, target, source) that resize an interval of a line as Pillow does, antialiased."""
     line = torch.arange(source, device=low.device) + 0.5
     step = ((high - low) * source / target)[:, None]
     middle = low[:, None] * source + (torch.arange(target, device=low.device) + 0.5) * step
@@ -38,7 +38,7 @@ def _cutting(low: Tensor, high: Tensor, source: int, target: int) -> Tensor:
 
 
 def crop_regions(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Cuts regions out, resized with Pillow's bicubic filter.
+    """Crops regions, resized with Pillow's bicubic filter.
 
     Args:
         images: Images (n, C, S, S), one for each box.
@@ -50,13 +50,13 @@ def crop_regions(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """
     with torch.autocast(images.device.type, enabled=False):
         images, boxes = images.float(), boxes.float()
-        rows = _cutting(boxes[:, 0], boxes[:, 2], images.shape[-2], size)
-        columns = _cutting(boxes[:, 1], boxes[:, 3], images.shape[-1], size)
+        rows = _crop_matrix(boxes[:, 0], boxes[:, 2], images.shape[-2], size)
+        columns = _crop_matrix(boxes[:, 1], boxes[:, 3], images.shape[-1], size)
         return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
 
 
-def _putting(low: Tensor, high: Tensor, source: int, target: int) -> Tensor:
-    """Returns matrices (n, target, source) that enlarge a line linearly into a stretch of another; 0 outside of it."""
+def _paste_matrix(low: Tensor, high: Tensor, source: int, target: int) -> Tensor:
+    """Returns matrices (n, target, source) that resize a line linearly into an interval of another; 0 outside of it."""
     line = (torch.arange(target, device=low.device) + 0.5) / target
     inside = (line >= low[:, None]) & (line < high[:, None])
     place = (line - low[:, None]) / (high - low)[:, None] * source - 0.5
@@ -66,7 +66,7 @@ def _putting(low: Tensor, high: Tensor, source: int, target: int) -> Tensor:
 
 
 def paste_maps(maps: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Enlarges maps of regions bilinearly into their place in the image.
+    """Pastes maps of regions into the image, resized bilinearly.
 
     Args:
         maps: Maps on the patch grid (n, g, g).
@@ -78,8 +78,8 @@ def paste_maps(maps: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """
     with torch.autocast(maps.device.type, enabled=False):
         maps, boxes = maps.float(), boxes.float()
-        rows = _putting(boxes[:, 0], boxes[:, 2], maps.shape[-2], size)
-        columns = _putting(boxes[:, 1], boxes[:, 3], maps.shape[-1], size)
+        rows = _paste_matrix(boxes[:, 0], boxes[:, 2], maps.shape[-2], size)
+        columns = _paste_matrix(boxes[:, 1], boxes[:, 3], maps.shape[-1], size)
         cover = (rows.sum(-1) > 0)[:, :, None] & (columns.sum(-1) > 0)[:, None, :]
         return rows @ maps @ columns.transpose(-1, -2), cover.float()
 
@@ -99,8 +99,8 @@ def find_regions(
     Returns:
         Which image each region is of (n,), int64, and the boxes (n, 4), inside the image.
     """
-    pictures, boxes = [], []
-    for number, values in enumerate(maps.detach().float().cpu().numpy()):
+    numbers, boxes = [], []
+    for image, values in enumerate(maps.detach().float().cpu().numpy()):
         side = values.shape[0]
         parts, labels, extents, _ = cv2.connectedComponentsWithStats(
             (values > threshold * values.max()).astype(np.uint8), connectivity=8
@@ -110,7 +110,7 @@ def find_regions(
             left, top, width, height = (int(v) for v in extents[part][:4])
             length = min(1.0, max(min_side, margin * max(width, height) / side))
             middle = (np.array([top + height / 2, left + width / 2]) / side).clip(length / 2, 1 - length / 2)
-            pictures.append(number)
+            numbers.append(image)
             boxes.append([*(middle - length / 2), *(middle + length / 2)])
-    index = torch.tensor(pictures, dtype=torch.long, device=maps.device)
+    index = torch.tensor(numbers, dtype=torch.long, device=maps.device)
     return index, torch.tensor(boxes, dtype=torch.float32, device=maps.device).reshape(-1, 4)

@@ -17,10 +17,26 @@ def normalize(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1)
 
 
-def to_grid(values: Tensor) -> Tensor:
-    """Lays out one value per patch (B, n) as a square grid (B, √n, √n), row by row."""
-    side = round(values.shape[-1] ** 0.5)
-    return values.unflatten(-1, (side, side))
+def to_grid(values: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    """Lays out one value per patch on the patch grid, row by row.
+
+    Args:
+        values: Values (B, n).
+        grid: Rows and columns (h, w); None for a square grid.
+
+    Returns:
+        Values (B, h, w).
+
+    Raises:
+        ValueError: n is no square and no grid is given.
+    """
+    count = values.shape[-1]
+    if grid is None:
+        side = round(count**0.5)
+        if side * side != count:
+            raise ValueError(f"{count} patches are no square grid; give its rows and columns")
+        grid = (side, side)
+    return values.unflatten(-1, grid)
 
 
 def upsample(maps: Tensor, size: int | tuple[int, int], *, align_corners: bool) -> Tensor:
@@ -56,12 +72,12 @@ def smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Tensor:
     float32 whatever the autocast.
 
     Args:
-        maps: Anomaly maps (B, S, S).
+        maps: Anomaly maps (B, H, W).
         sigma: Standard deviation in pixels; 0 leaves the maps as they are.
         truncate: Filter radius in units of ``sigma``.
 
     Returns:
-        Smoothed maps (B, S, S), float32.
+        Smoothed maps (B, H, W), float32.
 
     Examples:
         >>> maps = torch.zeros(1, 5, 5)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlad.datamodules.catalog import Record, get_record, list_datasets
-    from vlad.datamodules.datamodule import AnomalyDataModule, Source
+    from vlad.datamodules.datamodule import AnomalyDataModule
     from vlad.datamodules.dataset import AnomalyDataset
+    from vlad.datamodules.sources import Source
 
 __all__ = [
     "AnomalyDataModule",
@@ -17,7 +18,6 @@ __all__ = [
     "Source",
     "get_record",
     "list_datasets",
-    "select_references",
 ]
 
 # Lazy, so that listing data sets imports no torch.
@@ -25,10 +25,9 @@ _LAZY = {
     "AnomalyDataModule": "datamodule",
     "AnomalyDataset": "dataset",
     "Record": "catalog",
-    "Source": "datamodule",
+    "Source": "sources",
     "get_record": "catalog",
     "list_datasets": "catalog",
-    "select_references": "sampling",
 }
 
 

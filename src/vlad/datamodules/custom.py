@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad.datamodules.index import IMAGE_SUFFIXES, finish, list_files
+from vlad.datamodules.image_files import IMAGE_SUFFIXES, list_files
+from vlad.datamodules.index import finish
 from vlad.datamodules.video import VIDEO_SUFFIXES, count_frames
 from vlad.errors import DataError
 
@@ -186,7 +187,7 @@ def index_images(sources: str | Path | Iterable[str | Path], *, class_name: str 
             if not found:
                 raise DataError(f"no image, folder or pattern {source}: nothing is there")
         for relative, file in found:
-            row = _row("predict", class_name, "predict", -1, "", relative, file, "")
+            row = _row("images", class_name, "predict", -1, "", relative, file, "")
             if file.suffix.lower() in VIDEO_SUFFIXES:
                 rows += [{**row, "frame": frame} for frame in range(count_frames(file))]
             else:

@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from vlad.datamodules.decode import RowCrop, load_image, load_mask
+from vlad.datamodules.decode import RowCrop, image_size, load_image, load_mask
 from vlad.types import Preprocess
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AnomalyDataset", "collate"]
+    from vlad.datamodules.textures import TexturePool
+
+__all__ = ["AnomalyDataset", "collate", "fitted_size"]
 
 Augment = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -38,7 +40,9 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         *,
         truth: bool = True,
         augment: Augment | None = None,
+        textures: TexturePool | None = None,
         fast_jpeg: bool = False,
+        preview_height: int = 0,
     ) -> None:
         """Keeps the index.
 
@@ -47,13 +51,17 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             preprocess: Size and normalisation.
             truth: Whether samples hold label and mask.
             augment: Changes image (H, W, 3) uint8 and mask (H, W) bool together, before the resize.
+            textures: Where the textures of samples come from, or None.
             fast_jpeg: Whether large JPEGs are decoded at a fraction of their size.
+            preview_height: Height in pixels of the samples' previews; 0 for none.
         """
         self.rows = frame.to_dict("records")
         self.preprocess = preprocess
         self.truth = truth
         self.augment = augment
+        self.textures = textures
         self.fast_jpeg = fast_jpeg
+        self.preview_height = preview_height
         self._alike: dict[tuple[str, str], list[int]] = {}
         if "mosaic" in frame:
             for number, row in enumerate(self.rows):
@@ -68,25 +76,36 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         row = self.rows[index]
         sample = {name: row[name] for name in ("class_name", "dataset", "category", "image_id")}
         sample |= {"path": row["image_path"], "index": index}
-        sample |= {"row_crop": row["row_crop"], "frame": int(row["frame"]), "reader": row["reader"]}
         rows = [row]
         if self._alike and float(torch.rand(())) < row["mosaic"]:
             alike = self._alike[row["dataset"], row["category"]]
             rows = [self.rows[alike[int(number)]] for number in torch.randint(len(alike), (4,))]
         parts = [self._read(one, whole=len(rows) > 1) for one in rows]
         image, mask = parts[0] if len(parts) == 1 else _mosaic(parts)
+        if self.augment is not None and self.truth:
+            pixels, mask = self.augment(np.asarray(image), mask)
+            image = Image.fromarray(pixels)
         if self.truth:
-            if self.augment is not None:
-                pixels, mask = self.augment(np.asarray(image), mask)
-                image = Image.fromarray(pixels)
+            known = all(bool(one["has_mask"]) for one in rows)
             sample |= {
                 "mask": self._resize_mask(mask),
-                "has_mask": all(bool(one["has_mask"]) for one in rows),
+                "has_mask": known,
                 "label": max(int(one["label"]) for one in rows),
-                "mask_path": row["mask_path"],
-                "mask_threshold": int(row["mask_threshold"]),
             }
+        if self.textures is not None:
+            sample["texture"] = self.textures.draw()
+        if self.preview_height:
+            sample |= self._preview(image, mask if self.truth and row["has_mask"] else None)
         return {"image": self._normalise(image), **sample}
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Returns the height and width that each sample will have, from the files' headers alone."""
+        found = []
+        for row in self.rows:
+            width, height = image_size(row["image_path"], frame=int(row["frame"]))
+            top, bottom = RowCrop.parse(row["row_crop"]).rows(height)
+            found.append(fitted_size(bottom - top, width, self.preprocess))
+        return found
 
     def _read(self, row: dict[str, Any], *, whole: bool) -> tuple[Image.Image, np.ndarray]:
         """Decodes a row's image and mask; at full size where asked for, or where both are augmented together."""
@@ -98,18 +117,53 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         size = None if near else image.size
         return image, load_mask(row["mask_path"], size, threshold=row["mask_threshold"], crop=crop)
 
+    def _fit(self, image: Image.Image, filter_: Image.Resampling) -> Image.Image:
+        """Resizes to the size that the method wants."""
+        wanted = self.preprocess
+        if wanted.aspect == "squash":
+            return image.resize((wanted.size, wanted.size), filter_)
+        short = min(image.size)
+        width, height = (wanted.size if side == short else int(wanted.size * side / short) for side in image.size)
+        rows, columns = fitted_size(image.height, image.width, wanted)
+        return image.resize((width, height), filter_).crop((0, 0, columns, rows))
+
     def _normalise(self, image: Image.Image) -> torch.Tensor:
-        size = (self.preprocess.size, self.preprocess.size)
-        pixels = np.array(image.resize(size, Image.Resampling.BICUBIC))
-        tensor = torch.empty(3, *size).copy_(torch.from_numpy(pixels).permute(2, 0, 1))
+        pixels = np.array(self._fit(image, Image.Resampling.BICUBIC))
+        tensor = torch.empty(3, *pixels.shape[:2]).copy_(torch.from_numpy(pixels).permute(2, 0, 1))
         return tensor.div_(255).sub_(self._mean).div_(self._std)
 
     def _resize_mask(self, mask: np.ndarray) -> torch.Tensor:
-        side = self.preprocess.size
         if not mask.any():
-            return torch.zeros(side, side, dtype=torch.bool)
-        resized = Image.fromarray(mask.astype(np.uint8) * 255).resize((side, side), Image.Resampling.BILINEAR)
+            return torch.zeros(*fitted_size(mask.shape[0], mask.shape[1], self.preprocess), dtype=torch.bool)
+        resized = self._fit(Image.fromarray(mask.astype(np.uint8) * 255), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized) > 127)
+
+    def _preview(self, image: Image.Image, mask: np.ndarray | None) -> dict[str, torch.Tensor]:
+        """Returns the image, and the mask if it is known, at the height of a heat map."""
+        height = self.preview_height
+        size = (round(height * min(max(image.width / image.height, 1 / 3), 3)), height)
+        small = np.array(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
+        outline = np.zeros((0, 0), dtype=bool)
+        if mask is not None:
+            outline = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        return {"preview": torch.from_numpy(small), "mask_preview": torch.from_numpy(outline)}
+
+
+def fitted_size(height: int, width: int, wanted: Preprocess) -> tuple[int, int]:
+    """Returns the height and width that an image of a size gets.
+
+    Examples:
+        >>> fitted_size(96, 128, Preprocess(98, (), (), aspect="keep", multiple=14))
+        (98, 126)
+        >>> fitted_size(96, 128, Preprocess(98, (), ()))
+        (98, 98)
+    """
+    if wanted.aspect == "squash":
+        return wanted.size, wanted.size
+    short = min(height, width)
+    sides = (wanted.size if side == short else int(wanted.size * side / short) for side in (height, width))
+    rows, columns = (side // wanted.multiple * wanted.multiple for side in sides)
+    return rows, columns
 
 
 def _mosaic(parts: list[tuple[Image.Image, np.ndarray]]) -> tuple[Image.Image, np.ndarray]:
@@ -125,14 +179,14 @@ def _mosaic(parts: list[tuple[Image.Image, np.ndarray]]) -> tuple[Image.Image, n
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Joins samples to a :class:`vlad.types.Batch`: tensors are stacked, names listed."""
+    """Joins samples to a :class:`vlad.types.Batch`: tensors are stacked, names and previews listed."""
     batch: dict[str, Any] = {}
     for name, first in samples[0].items():
         values = [sample[name] for sample in samples]
-        if isinstance(first, torch.Tensor):
-            batch[name] = torch.stack(values)
-        elif isinstance(first, str):
+        if isinstance(first, str) or name in {"preview", "mask_preview"}:
             batch[name] = values
+        elif isinstance(first, torch.Tensor):
+            batch[name] = torch.stack(values)
         else:
             batch[name] = torch.tensor(values)
     return batch

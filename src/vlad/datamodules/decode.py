@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vlad.datamodules.image_files import IMAGE_SUFFIXES
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["RowCrop", "load_image", "load_mask"]
+__all__ = ["RowCrop", "image_size", "load_image", "load_mask"]
 
 _BROKEN = (
     UnidentifiedImageError,
@@ -110,6 +111,22 @@ def load_image(
         return picture
 
 
+def image_size(path: str, *, frame: int = -1) -> tuple[int, int]:
+    """Returns an image's width and height, from its header where that tells.
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+    if frame < 0:
+        try:
+            with warnings.catch_warnings(), Image.open(path) as opened:
+                warnings.simplefilter("ignore")
+                return opened.size
+        except _BROKEN:
+            pass  # said, or read after all, below
+    return load_image(path, frame=frame).size
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     """Converts to RGB; of 16 bits the upper 8 count."""
     if picture.mode.startswith("I"):
@@ -167,8 +184,6 @@ def load_mask(
         DataError: Unreadable, or of another size than its image.
     """
     if Path(path).is_dir():
-        from vlad.datamodules.index import IMAGE_SUFFIXES
-
         parts = sorted(part for part in Path(path).iterdir() if part.suffix.lower() in IMAGE_SUFFIXES)
         if not parts:
             raise DataError(f"mask folder {path} is empty")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.datamodules.catalog import Record
+from vlad.datamodules.image_files import list_files
 from vlad.datamodules.layouts import META, layout_rows, meta_rows
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "IMAGE_SUFFIXES", "finish", "index_record", "list_files"]
+__all__ = ["COLUMNS", "finish", "index_record"]
 
 COLUMNS = (
     "dataset",
@@ -36,37 +35,6 @@ COLUMNS = (
 """Columns of an index: label is 0, 1 or -1 (unknown); mask_path is "" where there is none; has_mask tells
 whether the truth of the pixels is known; row_crop is the part "k/n" of the rows, "" for all; frame is the number of a
 video's frame, else -1; reader as for :func:`vlad.datamodules.decode.load_image`."""
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
-
-
-def list_files(root: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
-    """Returns all image files below a folder, as sorted POSIX paths relative to it; hidden ones are skipped."""
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()  # linked folders are followed, each once: links may go in circles
-    stack = [""]
-    while stack:
-        relative = stack.pop()
-        folder = root / relative
-        try:
-            status = folder.stat()
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            continue  # a broken link, or no permission
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            try:
-                if entry.is_dir():
-                    stack.append(relative + entry.name + "/")
-                elif entry.is_file() and Path(entry.name).suffix.lower() in suffixes:
-                    found.append(relative + entry.name)
-            except OSError:
-                continue
-    return sorted(found)
 
 
 def _without_suffix(path: str) -> str:

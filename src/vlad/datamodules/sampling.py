@@ -1,60 +1,47 @@
-"""Seeded draws of images per category, the same on every machine."""
+"""Batches of one size each, for images that keep their aspect ratio."""
 
 from __future__ import annotations
 
-import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
-import numpy as np
+import torch
+from torch.utils.data import Sampler
 
-from vlad.errors import DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["select_images_per_category", "select_references"]
+__all__ = ["SizeBatches"]
 
 
-def _draw(frame: pd.DataFrame, count: int | float, seed: int, key: str) -> pd.DataFrame:
-    """Draws rows per category; each category's draw depends on the seed and its own name alone."""
-    chosen: list[int] = []
-    for (dataset, category), group in frame.groupby(["dataset", "category"], sort=False):
-        number = count if isinstance(count, int) else max(1, round(count * len(group)))
-        if len(group) < number:
-            raise DataError(f"{dataset}/{category} has {len(group)} training images, data.{key} asks for {number}")
-        generator = np.random.default_rng([seed, zlib.crc32(f"{dataset}/{category}".encode())])
-        chosen += group.index[np.sort(generator.permutation(len(group))[:number])].tolist()
-    return frame.loc[chosen].reset_index(drop=True)
+class SizeBatches(Sampler[list[int]]):
+    """Batches of images of one size: consecutive ones in order, or drawn among all of a size.
 
-
-def select_references(frame: pd.DataFrame, shots: int, seed: int) -> pd.DataFrame:
-    """Draws normal training images per category.
-
-    Args:
-        frame: An index with training rows.
-        shots: Images per category, without replacement.
-        seed: Each category's draw depends on the seed and its own name alone.
-
-    Raises:
-        DataError: A category has fewer normal training images than asked for.
+    Examples:
+        >>> list(SizeBatches([(2, 3), (2, 3), (3, 2), (2, 3)], 2))
+        [[0, 1], [2], [3]]
     """
-    normal = frame[(frame["split"] == "train") & (frame["label"] == 0)]
-    if normal.empty:
-        raise DataError("few-shot references need normal images in a train split; there are none")
-    return _draw(normal, shots, seed, "shots")
 
+    def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, *, shuffle: bool = False) -> None:
+        """Takes each image's size and how many images a batch has at most."""
+        self.sizes, self.batch_size, self.shuffle = list(sizes), batch_size, shuffle
+        self._batches = self._in_order(range(len(self.sizes)))
 
-def select_images_per_category(frame: pd.DataFrame, few: int | float, seed: int) -> pd.DataFrame:
-    """Draws some of the training images of each category.
+    def _in_order(self, order: Sequence[int]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        for number in order:
+            last = batches[-1] if batches else None
+            if last and len(last) < self.batch_size and self.sizes[last[0]] == self.sizes[number]:
+                last.append(number)
+            else:
+                batches.append([number])
+        return batches
 
-    Args:
-        frame: An index of what would be trained on.
-        few: Images per category, or the share of them (a float up to 1).
-        seed: As for :func:`select_references`; fewer images are a part of more.
+    def _shuffled(self) -> list[list[int]]:
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for number in torch.randperm(len(self.sizes)).tolist():
+            by_size.setdefault(self.sizes[number], []).append(number)
+        batches = [batch for numbers in by_size.values() for batch in self._in_order(numbers)]
+        return [batches[number] for number in torch.randperm(len(batches)).tolist()]
 
-    Raises:
-        DataError: A number or share out of range, or a category with fewer images.
-    """
-    if not (few >= 1 if isinstance(few, int) else 0 < few <= 1):
-        raise DataError(f"data.few is a number of images per category (4), or a share of them (0.25), not {few}")
-    return _draw(frame, few, seed, "few")
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self._shuffled() if self.shuffle else self._batches
+
+    def __len__(self) -> int:
+        return len(self._shuffled()) if self.shuffle else len(self._batches)

@@ -192,7 +192,8 @@ class VisionTower(nn.Module):
 
     def fingerprint(self) -> str:
         """Returns a short hash of the weights, so that a checkpoint can tell which tower it belongs to."""
-        return fingerprint(self, [self.model.patch_embed.proj.weight, self.model.pos_embed])
+        model: Any = self.model
+        return fingerprint(self, [model.patch_embed.proj.weight, model.pos_embed])
 
 
 def _build(name: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from vlad.clip.similarity import normalize, upsample
 from vlad.clip.text import PackedSentences, pack_sentences
 from vlad.encoders import Encoder
 from vlad.errors import MethodError
-from vlad.methods.adaclip_published import PUBLISHED, published_state, read_settings
+from vlad.methods.adaclip_published import PUBLISHED, published_state, read_settings, seed_numpy
 from vlad.methods.base import Method
 from vlad.methods.embedding_cache import EmbeddingCache
 from vlad.methods.fusion import Clustering, fuse
@@ -68,6 +69,7 @@ class AdaCLIP(Method):
         dice: Literal["image", "row"] = "image",
         half_prompts: bool = False,
         lr: float = 0.01,
+        as_published: bool = False,
     ) -> None:
         """Builds the method on a frozen CLIP.
 
@@ -85,12 +87,17 @@ class AdaCLIP(Method):
             length: Prompt tokens M; 5 by default.
             fusion: Whether the image score sees the fused abnormal patches; without, the image embedding alone.
             clusters: Groups K of the fusion; the 5 K most abnormal patches take part.
-            clustering: ``fixed`` depends on the image alone; ``sklearn`` draws as published.
+            clustering: ``fixed`` depends on the image alone; ``sklearn`` draws from numpy's global state.
             sigma: Standard deviation in pixels of the Gaussian over the map.
             dice: ``image``: one Dice coefficient per image. ``row``: one per row of pixels, as the published
                 training computes it by a slip at its batch size of one.
             half_prompts: Round prompts to half precision, as the published code does.
             lr: Learning rate of AdamW.
+            as_published: Whether figures are to equal those of the published test script. It takes precedence over
+                ``half_prompts``, which is switched on, and ``clustering``, which becomes ``sklearn``; patches are
+                ranked by their probability, which in float32 can tie, in place of their logit margin; and a test
+                or prediction starts from numpy's seed 111, so that an image's score depends on those before it, in
+                order, whatever the batch size. By default an image's score is its own.
         """
         super().__init__(backbone=backbone, pretrained=pretrained, image_size=image_size, sigma=sigma)
         image, text = self.backbone.image, self.text_tower
@@ -110,12 +117,17 @@ class AdaCLIP(Method):
             raise MethodError(f"depth must be from 1 to {deepest}, got {self.depth}")
         if self.length < 1 or clusters < 1:
             raise MethodError(f"length and clusters must be at least 1, got {self.length} and {clusters}")
-        self.fusion, self.clusters, self.clustering = fusion, clusters, clustering
+        self.fusion, self.clusters = fusion, clusters
+        self.clustering: Clustering = clustering
         self.dice, self.half_prompts, self.lr = dice, half_prompts, lr
+        self.as_published = as_published
+        if as_published:
+            self.half_prompts, self.clustering = True, "sklearn"
         self.prompts = load_prompts("adaclip")
         self._plain = EmbeddingCache(image.encode_tokens)
         self._static = TextCache(self._static_vectors)
         self._static_version: tuple[tuple[int, int], ...] = ()
+        self._numpy_state: Any = None
 
         size = image.embed_dim
         self.patch_heads = nn.ModuleList(nn.Linear(image.width, size) for _ in self.layers)
@@ -287,7 +299,10 @@ class AdaCLIP(Method):
             margins = torch.einsum("lbnd,bd->lbn", patches, toward)
             whole = normalize(self.class_head(pooled.float()))
             if self.fusion:
-                fused = fuse(patches, margins.mean(0), self.clusters, clustering=self.clustering, labels=labels)
+                abnormality = margins.mean(0)
+                if self.as_published:  # the order of the patches decides where k-means begins, ties included
+                    abnormality = two_classes(abnormality)[:, 1]
+                fused = fuse(patches, abnormality, self.clusters, clustering=self.clustering, labels=labels)
                 whole = normalize(0.2 * fused + 0.8 * whole)
             image = (whole * toward).sum(1, keepdim=True)
         return Scores(
@@ -307,6 +322,24 @@ class AdaCLIP(Method):
         """Returns the abnormal probability of the image (B, 1)."""
         assert scores.image is not None
         return scores.image.sigmoid()
+
+    # -- as published --------------------------------------------------------------------------------------
+
+    def on_test_start(self) -> None:
+        """Seeds numpy's global state with ``as_published``, after the references and before the first image."""
+        if self.as_published and self.fusion:
+            self._numpy_state = seed_numpy(self.trainer.world_size)
+
+    def on_predict_start(self) -> None:
+        """As :meth:`on_test_start`."""
+        super().on_predict_start()
+        self.on_test_start()
+
+    def teardown(self, stage: str) -> None:
+        """Gives numpy back the state it had."""
+        if self._numpy_state is not None:
+            np.random.set_state(self._numpy_state)  # noqa: NPY002
+            self._numpy_state = None
 
     # -- training ------------------------------------------------------------------------------------------
 

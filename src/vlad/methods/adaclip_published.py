@@ -1,4 +1,4 @@
-"""The files that AdaCLIP's authors publish: what they say of the prompts, and their names turned into ours."""
+"""What AdaCLIP's authors publish: their files, whose names are turned into ours, and the seed of their test script."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vlad.checkpoint import hyperparameters, not_published
 from vlad.errors import WeightsError
 from vlad.published import Published
 
-__all__ = ["PUBLISHED", "published_state", "read_settings"]
+__all__ = ["PUBLISHED", "SEED", "published_state", "read_settings", "seed_numpy"]
+
+SEED = 111
+"""What the published test script seeds numpy with, once, at its start."""
 
 PUBLISHED = {
     name: Published("Caoyunkang/AdaCLIP", f"weights/pretrained_{name}.pth", sha256, "space")
@@ -100,3 +105,22 @@ def read_settings(file: Mapping[str, Any], path: str) -> dict[str, Any]:
     elif any(dynamic.values()):
         found["length"] = max(map(len, dynamic.values()))
     return found
+
+
+def seed_numpy(processes: int) -> Any:
+    """Seeds numpy's global state, which scikit-learn draws from, as the published test script does.
+
+    Args:
+        processes: Number of processes of the run; with several, a warning: each draws for its own images alone.
+
+    Returns:
+        The state it had, for ``np.random.set_state``.
+    """
+    if processes > 1:
+        rank_zero_warn(
+            "with as_published an image score depends on all images before it, in order; the scores will not equal the "
+            f"published ones where {processes} processes share the images: use --trainer.devices 1 --trainer.num_nodes 1"
+        )
+    state = np.random.get_state()  # noqa: NPY002 - the global state is what the published clustering draws from
+    np.random.seed(SEED)  # noqa: NPY002
+    return state

@@ -44,6 +44,7 @@ class SDP(Method):
         eps: float = 0.5,
         min_samples: int = 15,
         image_fusion: Literal["sum", "minmax"] = "sum",
+        as_published: bool = False,
     ) -> None:
         """Builds the method on a frozen CLIP.
 
@@ -59,11 +60,15 @@ class SDP(Method):
             image_fusion: ``"sum"`` adds the text score and the map's maximum, per image. ``"minmax"``
                 rescales both over all test images of a category first, as published: it needs the whole test
                 set and is not defined for one image.
+            as_published: Whether figures are to equal those of the published evaluation; it takes precedence over
+                ``image_fusion``, which becomes ``"minmax"``: nothing else differs from the defaults. What the
+                published script chooses by the name of the test set (``eps``, ``min_samples``, ``sigma``) is still
+                given by hand.
         """
         super().__init__(backbone=backbone, pretrained=pretrained, image_size=image_size, layers=layers, sigma=sigma)
         self.representative: Representative = representative
         self.eps, self.min_samples = eps, min_samples
-        self.image_fusion = image_fusion
+        self.image_fusion = "minmax" if as_published else image_fusion
         self.prompts = load_prompts("clip_ad")
         depth = self.backbone.image.depth
         # A stage begins where the block's index (from 0) is a multiple of depth / 4, a float in the published code.

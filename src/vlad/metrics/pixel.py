@@ -180,8 +180,8 @@ class PixelMetrics(ResultMetric[PixelResult]):
         """Returns the state of a histogram of what was counted before and of scores."""
         with torch.inference_mode(False), torch.no_grad():  # it may live on and be edited outside a test loop
             before = self._histograms()
-            if in_place and len(before) == 1:
-                state = before[0]
+            if len(before) == 1:
+                state = before[0] if in_place else before[0].clone()
             else:
                 state = merge(before) if before else Histogram.empty().to(self.device)
             if lists is not None:

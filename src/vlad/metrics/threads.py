@@ -14,8 +14,9 @@ __all__ = ["one_thread"]
 def one_thread(device: torch.device) -> Iterator[None]:
     """Lets PyTorch work with one intra-op thread meanwhile, where the work is on the CPU.
 
-    The steps of a metric are short and bound by memory: a second thread gains little and, waiting between two steps,
-    spins (measured in ``benchmarks/metrics.md``). Results are the same: what is added across threads are integers.
+    The steps of a metric are short and bound by memory: a second thread gains little and costs time to start and to
+    wait for. Results are the same. Threads of earlier work that spin while they have none are not stopped by this; the
+    environment variable ``OMP_WAIT_POLICY=PASSIVE`` does that.
 
     Args:
         device: Where the scores are; other devices than the CPU are left alone.

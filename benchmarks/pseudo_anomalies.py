@@ -1,6 +1,6 @@
 """Pseudo-anomalies a second, and what they cost a training step.
 
-    python benchmarks/synthesis.py [--device cpu] [--sizes 128 336 672 1008] [--out FILE.md]
+    python benchmarks/pseudo_anomalies.py [--device cpu] [--sizes 128 336 672 1008] [--out FILE.md]
 
 Images are rendered parts. "One by one" is the Perlin recipe as it is published: NumPy on one image at a time, at a
 size that its lattice divides, a texture read from memory, changed and blended. The training step is `clip_ada` on a
@@ -21,7 +21,7 @@ from vlad.pseudo_anomalies import RECIPES, Random, Synthesizer
 from vlad.rendered import Look, render
 
 
-def pictures(count: int, size: int) -> Tensor:
+def rendered_images(count: int, size: int) -> Tensor:
     looks = [Look("gear", "brushed", "teal"), Look("plate", "dotted", "green"), Look("surface", "woven", "brown")]
     rendered = [render(looks[i % 3], seed=(0, i), size=size).image for i in range(count)]
     return torch.from_numpy(np.stack(rendered)).permute(0, 3, 1, 2) / 255
@@ -76,7 +76,7 @@ def main() -> None:
     print("\n".join(lines))
     steps = iter(range(10**6))
     for size in options.sizes:
-        images = pictures(batch, size).to(device)
+        images = rendered_images(batch, size).to(device)
         cells = []
         for recipe in [*RECIPES, "mixed"]:
             make = Synthesizer(recipe)
@@ -90,16 +90,21 @@ def main() -> None:
         else:
             cells.append("size does not fit")
         view = 224
-        method = CLIPADA("ViT-B-16", None, view, full_size=max(view, size), textures="procedural").to(device).train()
+        method = CLIPADA("ViT-B-16", "random", view, full_size=max(view, size)).to(device).train()
         given = torch.nn.functional.interpolate(images, (method.full_size,) * 2)
         data = {"image": given, "class_name": ["part"] * batch}
-        step = cost(lambda m=method, d=data: torch.stack(list(m.loss(d).values())).sum().backward(), 3, device).wall
+
+        def train(m: CLIPADA = method, d: dict = data) -> None:
+            batch = m.prepare(d)
+            torch.stack(list(m.loss(m.encode_for_loss(batch["image"]), batch).values())).sum().backward()
+
+        step = cost(train, 3, device).wall
         paint = cost(lambda m=method, x=given: m.synthesize(x), 5, device).wall
         cells += [f"{batch / step:.1f}", f"{100 * paint / step:.0f} %"]
         lines.append(f"| {size} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     if options.out:
-        title = "# Pseudo-anomalies\n\n`python benchmarks/synthesis.py`; a ViT-B-16 that looks at 224 px\n\n"
+        title = "# Pseudo-anomalies\n\n`python benchmarks/pseudo_anomalies.py`; a ViT-B-16 that looks at 224 px\n\n"
         options.out.write_text(title + "\n".join(lines) + "\n")
 
 

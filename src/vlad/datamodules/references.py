@@ -1,0 +1,129 @@
+"""Few-shot references: k normal images per category, from a train split, held out of a test split, or given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlad.datamodules.custom import index_images
+from vlad.datamodules.selection import draw
+from vlad.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["HELD_OUT", "check_shots", "given_references", "hold_out", "train_references"]
+
+HELD_OUT = 8
+"""Normal images per category that are held out where a data set has no train split, whatever k is asked for."""
+
+
+def check_shots(shots: int | None) -> None:
+    """Refuses a number of shots that makes no sense.
+
+    Raises:
+        DataError: Negative, or no whole number.
+    """
+    if shots is not None and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 0):
+        raise DataError(f"data.shots is a number of reference images per category, 0 or more, not {shots}")
+
+
+def train_references(train: pd.DataFrame, shots: int, seed: int) -> pd.DataFrame:
+    """Draws references from the normal images of a train split; fewer shots are a part of more.
+
+    Raises:
+        DataError: A category has fewer.
+    """
+    return draw(train, shots, seed, "normal training images", "data.shots") if shots else train.iloc[:0]
+
+
+def hold_out(test: pd.DataFrame, shots: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Holds normal images out of a test split.
+
+    Args:
+        test: Index of the test split, of categories without normal training images.
+        shots: References per category k; every k leaves the same rest.
+        seed: Seed of the draw.
+
+    Returns:
+        References, and the rest that is tested.
+
+    Raises:
+        DataError: More shots than are held out, or a category with too few normal images.
+    """
+    if shots > HELD_OUT:
+        raise DataError(
+            f"{test['dataset'].iloc[0]} has no normal training images: {HELD_OUT} normal test images per category are "
+            f"held out, data.shots asks for {shots}; give --references FOLDER for more"
+        )
+    normal = test[test["label"] == 0]
+    held = draw(normal, HELD_OUT, seed, "normal test images", "holding out references")
+    rest = test[~test["image_path"].isin(set(held["image_path"]))]
+    return (draw(held, shots, seed + 1, "held-out images", "data.shots") if shots else held.iloc[:0]), rest
+
+
+def given_references(given: Sequence[str] | str, shots: int | None, seed: int, wanted: pd.DataFrame) -> pd.DataFrame:
+    """Indexes reference images that were given.
+
+    Args:
+        given: A folder, whose sub-folders may be named like the categories; image files; or a list: a text file with
+            a path per line, or a CSV with ``image_path`` and ``category``.
+        shots: So many per category are drawn; None takes all.
+        seed: Seed of the draw.
+        wanted: Index of what is scored; its categories need references.
+
+    Raises:
+        DataError: Nothing is there, or a category has none.
+    """
+    import pandas as pd
+
+    categories = list(dict.fromkeys(zip(wanted["dataset"], wanted["category"], strict=True)))
+    parts: list[pd.DataFrame] = []
+    for one in [given] if isinstance(given, str) else given:
+        path = Path(one)
+        folders = {category: path / category for _, category in categories if (path / category).is_dir()}
+        if path.suffix.lower() in {".txt", ".csv"}:
+            parts.append(_listed(path))
+        elif folders:
+            parts += [index_images(str(folder)).assign(category=name) for name, folder in folders.items()]
+        else:
+            parts.append(index_images(one).assign(category=""))
+    frame = pd.concat(parts, ignore_index=True)
+    found = []
+    for dataset, category in categories:
+        own = frame[frame["category"] == category]
+        if own.empty and len(categories) == 1:
+            own = frame[frame["category"] == ""]
+        if own.empty:
+            raise DataError(
+                f"data.references has no images of {dataset}/{category}: put each category's into a folder of its "
+                f"name ({category}/), or name them in a CSV with the columns image_path and category"
+            )
+        rows = wanted[(wanted["dataset"] == dataset) & (wanted["category"] == category)]
+        found.append(own.assign(dataset=dataset, category=category, class_name=rows["class_name"].iloc[0], label=0))
+    references = pd.concat(found, ignore_index=True)
+    return references if shots is None else draw(references, shots, seed, "given references", "data.shots")
+
+
+def _listed(path: Path) -> pd.DataFrame:
+    """Indexes a text file with a path per line, or a CSV with image_path and perhaps category."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise DataError(f"list of references {path} does not exist")
+    if path.suffix.lower() == ".csv":
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        if "image_path" not in table:
+            raise DataError(f"list of references {path} has no column image_path; it has {list(table.columns)}")
+        names = table["category"].tolist() if "category" in table else [""] * len(table)
+        files = table["image_path"].tolist()
+    else:
+        files = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [""] * len(files)
+    if not files:
+        raise DataError(f"list of references {path} names no images")
+    parts = [
+        index_images(str(path.parent / file)).assign(category=name) for file, name in zip(files, names, strict=True)
+    ]
+    return pd.concat(parts, ignore_index=True)
