@@ -1,12 +1,16 @@
-"""A little tree of every record and layout, and what its index must say."""
+"""A little tree of every record and layout, what its index must say, and a data module for small images."""
 
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tests_support import write_picture
 
+from vlad.datamodules import AnomalyDataModule
 from vlad.datamodules.catalog import list_datasets
+from vlad.types import Preprocess, Requirements
 
 A, N = 1, 0  # anomalous, normal
 BLACK = object()  # a mask without a defect
@@ -178,6 +182,21 @@ TREES = {
 ELSEWHERE = {"real_iad"}  # listed by JSON files; the official VisA and HeadCT, by CSV, are tested with the index
 
 
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def small_data(
+    root: Path | str | None = None,
+    supervision: str | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+    **options: Any,
+) -> AnomalyDataModule:
+    """Returns a data module of a method that wants images of 32 x 32, which reads them in the test's own process."""
+    requirements = Requirements(preprocess or Preprocess(32, MEAN, STD), supervision)
+    return AnomalyDataModule(root=root and str(root), **{"num_workers": 0, **options}).require(requirements)
+
+
 def build(root: Path, tree: dict) -> None:
     """Writes a tree's images, and masks that hold a defect in the middle third."""
     masks = {row[3] for row in tree.values() if isinstance(row, tuple) and row[3]}
@@ -185,7 +204,7 @@ def build(root: Path, tree: dict) -> None:
         if row is BLACK:
             write_mask_file(root / path, value=0)
         else:
-            write_picture(root / path.split("#")[0], seed=len(path))
+            write_picture(root / path.split("#")[0], seed=zlib.crc32(path.encode()))
     for mask in masks:
         for file in [f"{mask}000.png", f"{mask}001.png"] if mask.endswith("/") else [mask]:
             write_mask_file(root / file)

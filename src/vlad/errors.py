@@ -29,6 +29,10 @@ class RegistryError(VladError):
     """A method name is unknown, or its plug-in cannot be imported."""
 
 
+class OptionError(VladError):
+    """The command line is wrong."""
+
+
 class MethodError(VladError):
     """A method is asked for something it cannot do."""
 

@@ -157,3 +157,50 @@ def test_traceback_on_request(mvtec, tiny, monkeypatch):
                 "mvtec_ad",
             ]
         )
+
+
+@pytest.mark.parametrize(
+    ("option", "new"),
+    [
+        ("--data.few", "data.images_per_category"),
+        ("--data.texts", "data.class_name_style"),
+        ("--data.protocol", "data.split_protocol"),
+        ("--metrics.pro_limit", "metrics.pro_limits"),
+    ],
+)
+def test_an_option_that_was_renamed_names_the_new_one(fails, option, new):
+    assert f"is called {new} now" in fails("test", *DATA, option, "1")
+
+
+def test_a_renamed_key_of_a_config_names_the_new_one(fails):
+    Path("exp.yaml").write_text("model: clip_ada\ndata: {few: 3}\n")
+    assert "the option data.few is called data.images_per_category now" in fails(
+        "test", "--config", "exp.yaml", model=False
+    )
+
+
+def test_an_untrained_method_does_not_score(fails, tiny):
+    here = ["--model", "sdp_plus", "--model.backbone", tiny, "--model.image_size", "64", "--model.layers", "[2,4]"]
+    assert "SDPPlus has not been trained" in fails("test", *here, *DATA, model=False)
+    quiet = ["--data.num_workers", "0", "--heatmaps.enabled", "false", "--trainer.enable_progress_bar", "false"]
+    assert main(["test", *here, *DATA, *quiet, "--allow-untrained"]) == 0
+
+
+def test_random_weights_are_asked_for_by_name(fails):
+    err = fails("test", *DATA, "--model.backbone", "ViT-B-16", "--model.pretrained", "null")
+    assert "needs weights" in err
+    assert "pretrained: random" in err
+
+
+def test_a_transductive_method_does_not_predict(fails):
+    err = fails("predict", "--data.predict", "mvtec_ad/bottle/test", "--model.image_fusion", "minmax")
+    assert "scores a whole test set at once" in err
+
+
+def test_images_in_two_parts_are_refused(fails, tiny):
+    here = ["--model", "sdp_plus", "--model.backbone", tiny, "--model.image_size", "64", "--model.layers", "[2,4]"]
+    both = ["--data.root", ".", "--data.train", "mvtec_ad", "--data.val", "{name: mvtec_ad, split: test}"]
+    err = fails("fit", *here, *both, model=False)
+    assert "12 images are in data.train and in data.val" in err
+    assert "--allow-overlap" in err
+    assert "say which split to validate on" in fails("fit", *here, *both[:4], "--data.val", "mvtec_ad", model=False)

@@ -47,6 +47,14 @@ def test_trees(tree, expected):
         ),
         (["test", "--ckpt_path", "x"], ["test", "--ckpt_path", "x"]),
         (
+            ["test", "--shots", "4", "--references=good", "--references.save=true"],
+            ["test", "--data.shots", "4", "--data.references=good", "--references.save=true"],
+        ),
+        (
+            ["test", "--allow-untrained", "--allow-overlap"],
+            ["test", "--allow_untrained", "true", "--data.allow_overlap", "true"],
+        ),
+        (
             ["fit", "--model.a", "-1", "--model.b=2", "--config", "x", "--model.c", "--model", "sdp"],
             ["fit", "--config", "x", "--model", SDP, "--model.a", "-1", "--model.b=2", "--model.c"],
         ),

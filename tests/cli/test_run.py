@@ -58,7 +58,7 @@ def test_saved_scores_are_the_methods_own(run, tiny):
     method = vlad.load("sdp", backbone=tiny, pretrained=None, image_size=64, layers=[2, 4])
     from vlad.datamodules import AnomalyDataModule
 
-    data = AnomalyDataModule(root=".", test="mvtec_ad", image_size=64, num_workers=0)
+    data = AnomalyDataModule(root=".", test="mvtec_ad", num_workers=0).require(method.requirements)
     data.setup("test")
     with torch.no_grad():
         scores = torch.cat([method.score(b["image"], b["class_name"]).image_score for b in data.test_dataloader()])
@@ -141,14 +141,15 @@ def test_validation_while_fitting_and_alone(run, capsys):
         "--data.train",
         "mvtec_ad",
         "--data.val",
-        "mvtec_ad",
+        "{name: mvtec_ad, split: test}",
+        "--allow-overlap",
         "--trainer.max_epochs",
         "1",
         method="sdp_plus",
     )
     assert "val/pixel_auroc" in pd.read_csv(fitted / "metrics.csv").columns
     assert (fitted / "val_metrics.csv").exists()
-    run("validate", "--data.root", ".", "--data.val", "mvtec_ad")
+    run("validate", "--data.root", ".", "--data.val", "{name: mvtec_ad, split: test}")
     assert "I-AUROC" in capsys.readouterr().out
 
 
@@ -242,3 +243,51 @@ def test_a_tables_rows_and_a_folder_with_masks(run):
     assert table["category"].to_dict() == {"parts": "parts", "t": "object"}
     assert table["pixel_auroc"].notna().to_dict() == {"parts": True, "t": False}
     assert table["image_auroc"].notna().all()
+
+
+# -- few-shot references ------------------------------------------------------------------------------------
+
+
+def test_references_of_a_train_split_are_used_and_recorded(run, capsys):
+    data = ["--data.root", ".", "--data.test", "mvtec_ad", "--heatmaps.enabled", "false"]
+    zero, two = run("test", *data), run("test", *data, "--shots", "2")
+    assert "references: 4 normal images of 2 categories" in capsys.readouterr().out
+    records = pd.read_csv(two / "references.csv")
+    assert records.groupby("category").size().to_dict() == {"bottle": 2, "metal_nut": 2}
+    assert records["sha256"].str.fullmatch("[0-9a-f]{64}").all()
+    scores = [pd.read_csv(folder / "test_scores.csv")["image_score"] for folder in (zero, two)]
+    assert not scores[0].equals(scores[1])
+    assert not (zero / "references.csv").exists()
+
+
+def test_a_method_of_references_alone_predicts_with_a_folder(mvtec, tiny, monkeypatch, capsys):
+    monkeypatch.chdir(mvtec)
+    for i in range(3):
+        write_picture(Path("good") / f"{i}.png", seed=50 + i)
+    here = ["--model", "patch_memory", "--model.backbone", tiny, "--model.image_size", "64", "--data.num_workers", "0"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--heatmaps.enabled", "false"]
+    photos = "mvtec_ad/bottle/test/broken"
+    assert main(["predict", photos, *here, *quiet]) == 1
+    assert "NearestPatch compares with reference images and has none" in capsys.readouterr().err
+    assert main(["predict", photos, *here, *quiet, "--references", "good", "--references.save", "true"]) == 0
+    (folder,) = Path("runs/patch_memory").glob("*/predictions.csv")
+    scores = pd.read_csv(folder)["image_score"]
+    method = vlad.load(str(folder.parent))
+    assert method.memory.categories == ("images/object",)
+    from vlad.datamodules import AnomalyDataModule
+
+    data = AnomalyDataModule(predict=photos, num_workers=0).require(method.requirements)
+    data.setup("predict")
+    batch = next(iter(data.predict_dataloader()))
+    with torch.no_grad():
+        again = method.score(batch["image"], batch["class_name"]).image_score
+    assert scores.tolist() == pytest.approx(again.tolist(), rel=1e-5)
+
+
+def test_the_record_of_a_run(run):
+    record = json.loads((run("test", "--data.root", ".", "--data.test", "mvtec_ad") / "run.json").read_text())
+    assert record["verb"] == "test"
+    assert record["command"][:2] == ["vlad", "test"]
+    assert record["method"]["api"] == 2
+    assert len(record["method"]["fingerprint"]) >= 16
+    assert len(record["weights"]["sha256"]) == 64

@@ -2,15 +2,15 @@ import os
 
 import pytest
 from tests_support import write_mvtec, write_picture
+from trees import small_data
 
-from vlad.datamodules import AnomalyDataModule
-from vlad.datamodules import datamodule as module
+from vlad.datamodules import sources
 from vlad.datamodules.cache import cached, fingerprint
 from vlad.datamodules.index import COLUMNS
 
 
 def indexed(root):
-    data = AnomalyDataModule(root=str(root), test="mvtec_ad", image_size=32)
+    data = small_data(root, test="mvtec_ad")
     data.setup("test")
     return data.frames["test"]
 
@@ -18,9 +18,8 @@ def indexed(root):
 @pytest.fixture
 def calls(monkeypatch):
     made = []
-    monkeypatch.setattr(
-        module, "index_record", lambda *a, _real=module.index_record, **k: made.append(1) or _real(*a, **k)
-    )
+    real = sources.index_record
+    monkeypatch.setattr(sources, "index_record", lambda *a, **k: made.append(1) or real(*a, **k))
     return made
 
 

@@ -30,7 +30,7 @@ def test_masks_pair_by_stem_not_by_order(tmp_path):
     write_picture(tmp_path / "good" / "1.png")
     frame = index_folder(tmp_path)
     for row in frame[frame["label"] == 1].to_dict("records"):
-        assert row["mask_path"].endswith(f"/{row['key'].split('/')[-1]}_mask.png")
+        assert row["mask_path"].endswith(f"/{row['image_id'].split('/')[-1]}_mask.png")
     assert frame["has_mask"].all()
     assert frame[frame["label"] == 0]["mask_path"].item() == ""
 
@@ -58,7 +58,7 @@ def test_folder_errors(tmp_path):
         index_folder(tmp_path)
 
 
-def test_pictures_for_prediction(tmp_path):
+def test_images_for_prediction(tmp_path):
     for name in ("a/1.png", "a/b/1.png", "c.jpg", "a/masks/1.png"):
         write_picture(tmp_path / name)
     assert list(index_images(tmp_path)["image_id"]) == ["a/1", "a/b/1", "c"]
@@ -72,29 +72,29 @@ def test_pictures_for_prediction(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     for name in ("img/a.png", "img/b.png"):
         write_picture(tmp_path / name)
     write_mask(tmp_path / "m.png")
     return tmp_path
 
 
-def test_table_defaults(pictures):
-    (pictures / "t.csv").write_text("image_path,mask_path,extra\nimg/a.png,,1\nimg/b.png,m.png,2\n")
-    frame = index_table(pictures / "t.csv")
+def test_table_defaults(images):
+    (images / "t.csv").write_text("image_path,mask_path,extra\nimg/a.png,,1\nimg/b.png,m.png,2\n")
+    frame = index_table(images / "t.csv")
     assert frame["label"].tolist() == [-1, 1]  # a mask means anomalous
     assert set(frame["category"]) == {"img"}
     assert set(frame["split"]) == {"test"}
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
-def test_table_formats(pictures, suffix):
+def test_table_formats(images, suffix):
     import pandas as pd
 
     table = pd.DataFrame(
         {"image_path": ["img/a.png", "img/b.png"], "label": ["good", "NG"], "class": "nut", "split": "train"}
     )
-    file = pictures / f"t.{suffix}"
+    file = images / f"t.{suffix}"
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
         table.to_parquet(file)
@@ -108,12 +108,12 @@ def test_table_formats(pictures, suffix):
     assert set(frame["split"]) == {"train"}
 
 
-def test_all_problems_of_a_table_are_told_together(pictures):
+def test_all_problems_of_a_table_are_told_together(images):
     rows = ["image_path,label,mask_path", "img/a.png,maybe,", "img/a.png,0,", "img/b.png,1,none.png"]
     rows += [f"img/x{i}.png,0," for i in range(7)]
-    (pictures / "t.csv").write_text("\n".join(rows))
+    (images / "t.csv").write_text("\n".join(rows))
     with pytest.raises(DataError) as error:
-        index_table(pictures / "t.csv")
+        index_table(images / "t.csv")
     text = str(error.value)
     assert "1 unknown labels (row 1: maybe)" in text
     assert "1 duplicate images (row 2: img/a.png)" in text
@@ -122,15 +122,15 @@ def test_all_problems_of_a_table_are_told_together(pictures):
     assert "x4.png; …)" in text
 
 
-def test_table_errors(pictures):
+def test_table_errors(images):
     with pytest.raises(DataError, match="does not exist"):
-        index_table(pictures / "none.csv")
-    (pictures / "t.csv").write_text("file\nx\n")
+        index_table(images / "none.csv")
+    (images / "t.csv").write_text("file\nx\n")
     with pytest.raises(DataError, match=r"no column image_path; it has \['file'\]"):
-        index_table(pictures / "t.csv")
-    (pictures / "t.xls").write_text("")
+        index_table(images / "t.csv")
+    (images / "t.xls").write_text("")
     with pytest.raises(DataError, match="use .csv"):
-        index_table(pictures / "t.xls")
-    (pictures / "t.jsonl").write_text("{broken")
+        index_table(images / "t.xls")
+    (images / "t.jsonl").write_text("{broken")
     with pytest.raises(DataError, match="cannot be read"):
-        index_table(pictures / "t.jsonl")
+        index_table(images / "t.jsonl")

@@ -1,17 +1,14 @@
 import pytest
 import torch
 from tests_support import write_mask, write_mvtec, write_picture
+from trees import small_data
 
-from vlad.datamodules import AnomalyDataModule, Source, select_references
+from vlad.datamodules import AnomalyDataModule, Source
 from vlad.errors import DataError
 
 
-def module(root, **options):
-    return AnomalyDataModule(root=str(root), image_size=32, num_workers=0, **options)
-
-
 def test_training_takes_the_test_split(mvtec):
-    data = module(mvtec, train="mvtec_ad", batch_size=4)
+    data = small_data(mvtec, "auxiliary", train="mvtec_ad", batch_size=4)
     data.setup("fit")
     assert set(data.frames) == {"train"}
     assert set(data.frames["train"]["split"]) == {"test"}
@@ -29,7 +26,7 @@ def test_several_sets_folders_and_tables_together(mvtec, tmp_path):
         str(tmp_path / "parts"),
         {"name": "table", "root": str(tmp_path / "t.csv")},
     ]
-    data = module(mvtec, test=sources)
+    data = small_data(mvtec, test=sources)
     data.setup("test")
     frame = data.frames["test"]
     assert list(frame["dataset"].unique()) == ["mvtec_ad", "parts", "t"]
@@ -39,13 +36,13 @@ def test_several_sets_folders_and_tables_together(mvtec, tmp_path):
 
 
 def test_natural_words(mvtec):
-    data = module(mvtec, test="mvtec_ad", texts="natural")
+    data = small_data(mvtec, test="mvtec_ad", class_name_style="natural")
     data.setup("test")
     assert "metal nut" in set(data.frames["test"]["class_name"])
 
 
 def test_root_may_be_the_set_itself(mvtec):
-    data = module(mvtec / "mvtec_ad", test="mvtec_ad")
+    data = small_data(mvtec / "mvtec_ad", test="mvtec_ad")
     data.setup("test")
     assert len(data.frames["test"]) == 12
 
@@ -73,7 +70,7 @@ def test_root_may_be_the_set_itself(mvtec):
 )
 def test_errors(mvtec, options, stage, message):
     with pytest.raises(DataError, match=message):
-        module(mvtec, **options).setup(stage)
+        small_data(mvtec, **options).setup(stage)
 
 
 def test_empty_category_is_refused(mvtec):
@@ -81,7 +78,7 @@ def test_empty_category_is_refused(mvtec):
         for file in (mvtec / "mvtec_ad" / "bottle" / "test" / folder).iterdir():
             file.unlink()
     with pytest.raises(DataError, match="mvtec_ad/bottle has no images in its test split"):
-        module(mvtec, test="mvtec_ad", categories=["bottle"]).setup("test")
+        small_data(mvtec, test="mvtec_ad", categories=["bottle"]).setup("test")
 
 
 def test_root_is_asked_for_and_read_from_the_environment(mvtec, monkeypatch):
@@ -92,63 +89,38 @@ def test_root_is_asked_for_and_read_from_the_environment(mvtec, monkeypatch):
     AnomalyDataModule(test="mvtec_ad").setup("test")
 
 
-def test_references_are_seeded_and_independent_of_other_categories(mvtec):
+def test_some_images_per_category_are_repeated_to_the_same_number_of_steps(mvtec):
     write_mvtec(mvtec / "mvtec_ad", ("bottle", "cable"), count=6)
 
-    def keys(categories=None, seed=0):
-        frame = module(mvtec, test="mvtec_ad", shots=2, seed=seed, categories=categories).references()
-        assert ((frame["split"] == "train") & (frame["label"] == 0)).all()
-        return {c: list(g["image_id"]) for c, g in frame.groupby("category")}
-
-    everything = keys()
-    assert {len(set(k)) for k in everything.values()} == {2}
-    assert keys(["bottle"])["bottle"] == everything["bottle"] == keys()["bottle"]
-    assert any(keys(seed=s)["bottle"] != everything["bottle"] for s in range(1, 6))
-    loader = module(mvtec, test="mvtec_ad", shots=2).reference_dataloader()
-    assert next(iter(loader))["label"].sum() == 0
-    with pytest.raises(DataError, match="has 3 training images, data.shots asks for 9"):
-        module(mvtec, test="mvtec_ad", shots=9, categories=["metal_nut"]).references()
-    with pytest.raises(DataError, match="shots of 1 or more"):
-        module(mvtec, test="mvtec_ad").references()
-
-
-def test_references_need_a_train_split(mvtec):
-    data = module(mvtec, test="mvtec_ad")
-    data.setup("test")
-    with pytest.raises(DataError, match="there are none"):
-        select_references(data.frames["test"], 1, 0)
-
-
-def test_few_pictures_are_repeated_to_the_same_number_of_steps(mvtec):
-    write_mvtec(mvtec / "mvtec_ad", ("bottle", "cable"), count=6)
-
-    def keys(few, seed=0):
-        data = module(mvtec, train="mvtec_ad", categories=["bottle", "cable"], few=few, seed=seed)
+    def ids(count, seed=0):
+        data = small_data(
+            mvtec, "auxiliary", train="mvtec_ad", categories=["bottle", "cable"], images_per_category=count, seed=seed
+        )
         data.setup("fit")
         frame = data.frames["train"]
         assert len(frame) == 24
         assert len(data.train_dataloader()) == 3
-        counts = frame.groupby(["category", "key"]).size()
+        counts = frame.groupby(["category", "image_id"]).size()
         assert counts.max() - counts.min() <= 1
         return {category: set(group["image_id"]) for category, group in frame.groupby("category")}
 
-    assert {len(found) for found in keys(None).values()} == {12}
-    assert {len(found) for found in keys(2).values()} == {2}
-    assert {len(found) for found in keys(0.25).values()} == {3}
-    assert keys(2)["bottle"] < keys(4)["bottle"]  # fewer are a part of more
-    assert any(keys(2, seed)["bottle"] != keys(2)["bottle"] for seed in range(1, 6))
-    with pytest.raises(DataError, match="mvtec_ad/bottle has 12 training images, data.few asks for 13"):
-        keys(13)
+    assert {len(found) for found in ids(None).values()} == {12}
+    assert {len(found) for found in ids(2).values()} == {2}
+    assert {len(found) for found in ids(0.25).values()} == {3}
+    assert ids(2)["bottle"] < ids(4)["bottle"]  # fewer are a part of more
+    assert any(ids(2, seed)["bottle"] != ids(2)["bottle"] for seed in range(1, 6))
+    with pytest.raises(DataError, match="mvtec_ad/bottle has 12 training images, data.images_per_category asks for 13"):
+        ids(13)
     for wrong in (0, -1, 1.5, 0.0):
-        with pytest.raises(DataError, match=r"a number of images per category \(4\), or a share"):
-            keys(wrong)
+        with pytest.raises(DataError, match=r"is a number of images \(4\), or a share"):
+            ids(wrong)
 
 
-def test_unlabelled_pictures_are_not_trained_on(tmp_path):
+def test_unlabelled_images_are_not_trained_on(tmp_path):
     for name in ("a", "b", "c"):
         write_picture(tmp_path / f"{name}.png")
     (tmp_path / "t.csv").write_text("image_path,label\na.png,good\nb.png,bad\nc.png,\n")
-    data = AnomalyDataModule(train=str(tmp_path / "t.csv"), image_size=32, num_workers=0)
+    data = small_data(supervision="auxiliary", train=str(tmp_path / "t.csv"))
     with pytest.warns(UserWarning, match=r"1 images of data.train are not labelled and are left out .*c\.png"):
         data.setup("fit")
     assert data.frames["train"]["label"].tolist() == [0, 1]
@@ -159,20 +131,24 @@ def test_mosaic_is_for_one_source_in_training_alone(mvtec):
         {"name": "mvtec_ad", "categories": ["bottle"], "mosaic": 1.0},
         {"name": "mvtec_ad", "categories": ["metal_nut"]},
     ]
-    data = module(mvtec, train=sources, test=sources)
+    data = small_data(mvtec, "auxiliary", train=sources, test=sources)
     data.setup("fit")
     assert data.frames["train"].groupby("category")["mosaic"].unique().map(list).to_dict() == {
         "bottle": [1.0],
         "metal_nut": [0.0],
     }
+    data.allow_overlap = True
     data.setup("test")
     assert "mosaic" not in data.frames["test"]
     assert next(iter(data.train_dataloader()))["image"].shape == (8, 3, 32, 32)
 
 
-def test_augmentation_changes_picture_and_mask_alike(mvtec):
+def test_augmentation_changes_image_and_mask_alike(mvtec):
     flip = [{"name": "HorizontalFlip", "p": 1.0}]
-    plain, flipped = module(mvtec, train="mvtec_ad"), module(mvtec, train="mvtec_ad", augment=flip)
+    plain, flipped = (
+        small_data(mvtec, "auxiliary", train="mvtec_ad"),
+        small_data(mvtec, "auxiliary", train="mvtec_ad", augment=flip),
+    )
     for data in (plain, flipped):
         data.setup("fit")
     a, b = plain.dataset("train")[0], flipped.dataset("train")[0]
@@ -189,7 +165,7 @@ def test_augmentation_changes_picture_and_mask_alike(mvtec):
     ],
 )
 def test_wrong_augmentation(mvtec, step, message):
-    data = module(mvtec, train="mvtec_ad", augment=[step])
+    data = small_data(mvtec, "auxiliary", train="mvtec_ad", augment=[step])
     data.setup("fit")
     with pytest.raises(DataError, match=message):
         data.train_dataloader()
@@ -199,7 +175,7 @@ def test_an_error_in_a_worker_keeps_its_sentence(mvtec):
     from vlad.cli import _short
 
     write_mask(mvtec / "mvtec_ad" / "bottle" / "ground_truth" / "broken" / "000_mask.png", size=(7, 7))
-    data = AnomalyDataModule(root=str(mvtec), test="mvtec_ad", image_size=32, num_workers=1)
+    data = small_data(mvtec, test="mvtec_ad", num_workers=1)
     data.setup("test")
     with pytest.raises(DataError) as error:
         list(data.test_dataloader())
@@ -208,35 +184,17 @@ def test_an_error_in_a_worker_keeps_its_sentence(mvtec):
     assert "Traceback" not in _short(error.value)
 
 
-def test_protocol_names_what_is_trained_and_tested(mvtec):
-    data = AnomalyDataModule(protocol="april_gan")
+def test_split_protocol_names_what_is_trained_and_tested(mvtec):
+    data = AnomalyDataModule(split_protocol="april_gan")
     assert data.sources == {"train": ["mvtec_ad"], "val": None, "test": ["visa"]}
-    data = AnomalyDataModule(root=str(mvtec), protocol="april_gan", test="mvtec_ad", image_size=32)
+    data = AnomalyDataModule(split_protocol="april_gan", test="mvtec_ad")
     assert data.sources["test"] == "mvtec_ad"
     with pytest.raises(DataError, match="no protocol is named 'aprilgan'; did you mean april_gan"):
-        AnomalyDataModule(protocol="aprilgan")
-
-
-def test_leaks_between_training_and_test_are_warned_of(mvtec, tmp_path):
-    data = AnomalyDataModule(root=str(mvtec), train="mvtec_ad", test="mvtec_ad", image_size=32)
-    with pytest.warns(UserWarning, match="test and train are the same images of mvtec_ad"):
-        data.setup("test")
-    for place in ("br35h/yes/a.png", "br35h/no/b.png", "brain_mri/yes/a.png", "brain_mri/no/b.png"):
-        write_picture(tmp_path / place)
-    data = AnomalyDataModule(root=str(tmp_path), train="brain_mri", test="br35h", image_size=32)
-    with pytest.warns(UserWarning, match="201 of the 228 different images"):
-        data.setup("test")
-
-
-def test_other_categories_of_one_set_are_no_leak(mvtec, recwarn):
-    train = [{"name": "mvtec_ad", "categories": ["bottle"]}]
-    test = [{"name": "mvtec_ad", "categories": ["metal_nut"]}]
-    AnomalyDataModule(root=str(mvtec), train=train, test=test, image_size=32).setup("test")
-    assert not [warning for warning in recwarn if "same images" in str(warning.message)]
+        AnomalyDataModule(split_protocol="aprilgan")
 
 
 def test_rendered_set_needs_no_root():
-    data = AnomalyDataModule(test="synthetic", categories=["mucosa"], image_size=32)
+    data = small_data(test="synthetic", categories=["mucosa"])
     data.setup("test")
     frame = data.frames["test"]
     assert frame["label"].value_counts().to_dict() == {0: 24, 1: 24}

@@ -51,7 +51,7 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 for what the user gave, 2 for a wrong command line.
     """
-    from vlad.errors import VladError, nearest
+    from vlad.errors import OptionError, VladError, nearest
 
     arguments = sys.argv[1:] if args is None else args
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
@@ -73,7 +73,7 @@ def main(args: list[str] | None = None) -> int:
         if os.environ.get("VLAD_DEBUG"):
             raise
         print(f"vlad {verb}: {_short(error)}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, OptionError) else 1
     except BrokenPipeError:  # the reader of our output, head or less, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

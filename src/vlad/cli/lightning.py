@@ -107,6 +107,8 @@ class VladCLI(LightningCLI):
                 cause = cause.__cause__
             raise cause or error from None
         self.model.allow_untrained = bool(self.config[self.subcommand].allow_untrained)
+        if self.subcommand == "fit":
+            self.model.refuse_training_free()
         self.datamodule.require(self.model.requirements)
 
     def before_instantiate_classes(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import get_loader, set_loader
 
-from vlad.errors import nearest
+from vlad.errors import OptionError, nearest
 from vlad.migrate import RENAMED
 from vlad.registry import canonical, discover, get_method, list_methods, resolve
 
@@ -88,6 +88,9 @@ def expand_arguments(arguments: list[str]) -> list[str]:
     expanded = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
+        renamed = RENAMED.get(name.removeprefix("--"))
+        if name.startswith(("--data.", "--metrics.")) and renamed:  # a method may have an option of a former name
+            raise OptionError(f"the option {name.removeprefix('--')} is called {renamed} now")
         if name in _FLAGS and not equals:
             expanded += [_FLAGS[name], "true"]
         else:

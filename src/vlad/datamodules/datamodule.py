@@ -120,6 +120,7 @@ class AnomalyDataModule(LightningDataModule):
         self.preview_height = 0
         self.frames: dict[str, pd.DataFrame] = {}
         self._requirements: Requirements | None = None
+        self._referenced = ""  # the stage that the references were selected for
 
     # -- what the method requires ------------------------------------------------------------------------------
 
@@ -164,6 +165,9 @@ class AnomalyDataModule(LightningDataModule):
         Raises:
             DataError: Nothing is asked for or there, or an image is in two parts.
         """
+        scored = stage if stage != "fit" and (self.shots is not None or self.references is not None) else ""
+        if scored and scored != self._referenced:  # fitting takes validation data whole; other parts, other references
+            self.frames.pop(_PARTS[stage][0], None)
         new = [part for part in _PARTS[stage] if part not in self.frames]
         for part in new:
             if part == "predict":
@@ -172,16 +176,29 @@ class AnomalyDataModule(LightningDataModule):
                 self.frames[part] = self._index(part)
             elif part != "val" or stage == "validate":
                 raise DataError(f"data.{part} is not set: name a data set ({', '.join(list_datasets())}) or a folder")
-            if part in self.frames and part != "train" and stage != "fit":
+            if scored:
                 self._select_references(part)
-        compared = dict(self.frames)
-        if stage != "fit" and self.sources["train"] and "train" not in compared and self._requirements is not None:
-            compared["train"] = self._index("train") if self._requirements.supervision else compared.get("train")
-        compared = {part: frame for part, frame in compared.items() if frame is not None}
+                self._referenced = scored
         if new:
-            pairs = [pair for pair in _COMPARED if set(pair) & {*new, "references"}]
+            compared = {**self.frames, **self._training_data(stage)}
+            pairs = [pair for pair in _COMPARED if set(pair) & set(new)]
+            pairs = [pair for pair in pairs if pair[0] != "references" or (scored and pair[1] in new)]
             for line in refuse_overlap(compared, pairs, allow=self.allow_overlap):
                 rank_zero_warn(line)
+
+    def _training_data(self, stage: str) -> dict[str, pd.DataFrame]:
+        """Indexes what was trained on, for comparison with what is scored; not being there keeps nobody from testing.
+
+        The configuration of a run names its training data, which need not be on the machine that tests.
+        """
+        wanted = self.sources["train"] and self._requirements is not None and self._requirements.supervision
+        if not wanted or stage == "fit" or "train" in self.frames:
+            return {}
+        try:
+            return {"train": self._index("train")}
+        except DataError as error:
+            rank_zero_warn(f"data.train is not compared with what is scored: {error}")
+            return {}
 
     def _index(self, part: str) -> pd.DataFrame:
         import pandas as pd

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlad.datamodules.custom import index_images
-from vlad.datamodules.selection import draw
+from vlad.datamodules.custom import index_images, read_table
+from vlad.datamodules.selection import draw, find_overlap
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def hold_out(test: pd.DataFrame, shots: int, seed: int) -> tuple[pd.DataFrame, p
         seed: Seed of the draw.
 
     Returns:
-        References, and the rest that is tested.
+        References, and the rest that is tested: what is held out is no part of it, nor are its copies.
 
     Raises:
         DataError: More shots than are held out, or a category with too few normal images.
@@ -58,8 +58,16 @@ def hold_out(test: pd.DataFrame, shots: int, seed: int) -> tuple[pd.DataFrame, p
             f"held out, data.shots asks for {shots}; give --references FOLDER for more"
         )
     normal = test[test["label"] == 0]
-    held = draw(normal, HELD_OUT, seed, "normal test images", "holding out references")
-    rest = test[~test["image_path"].isin(set(held["image_path"]))]
+    for (dataset, category), group in test.groupby(["dataset", "category"], sort=False):
+        count = int((group["label"] == 0).sum())
+        if count <= HELD_OUT:
+            raise DataError(
+                f"{dataset}/{category} has no normal training images and {count} normal test images, of which "
+                f"data.shots holds {HELD_OUT} out; give --references FOLDER, or leave data.shots out"
+            )
+    held = draw(normal, HELD_OUT, seed, "normal test images", "data.shots")
+    taken = {part for pair in find_overlap(held, test) for part in pair}
+    rest = test[~test["image_path"].isin(taken)]
     return (draw(held, shots, seed + 1, "held-out images", "data.shots") if shots else held.iloc[:0]), rest
 
 

@@ -69,12 +69,13 @@ def select_part(frame: pd.DataFrame, source: Source, split: str, part: str, aske
         frame = frame[frame["category"].isin(asked)]
     chosen = frame if split == "all" else frame[frame["split"] == split]
     if chosen.empty:
+        place = source.name if asked is None else f"{source.name}/{','.join(dict.fromkeys(frame['category']))}"
         counts = frame["split"].value_counts()
         splits = ", ".join(f"{name} {count}" for name, count in counts.items()) or "nothing"
         fix = "set split"
         if part == "val":
             fix = f"say which split to validate on: data.val: {{name: {source.name}, split: {counts.index[0]}}}"
-        raise DataError(f"{source.name} has no images in its {split} split (it has: {splits}); {fix}")
+        raise DataError(f"{place} has no images in its {split} split (it has: {splits}); {fix}")
     for category in asked or known[:0]:
         if category in known and not (chosen["category"] == category).any():
             raise DataError(

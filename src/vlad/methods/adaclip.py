@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from vlad.checkpoint import read_file
-from vlad.clip.blocks import TokenEdit, causal_mask, run_blocks
+from vlad.clip.blocks import TokenEdit, Tokens, causal_mask, run_blocks
 from vlad.clip.numerics import Numerics
 from vlad.clip.prompt_tokens import append_prompts, overwrite_prompts
 from vlad.clip.similarity import normalize, upsample
 from vlad.clip.text import PackedSentences, pack_sentences
 from vlad.encoders import Encoder
 from vlad.errors import MethodError
-from vlad.methods.adaclip_published import PUBLISHED, published_state, read_settings, seed_numpy
+from vlad.methods.adaclip_published import PUBLISHED, published_state, read_settings, run_own_blocks, seed_numpy
 from vlad.methods.base import Method
 from vlad.methods.embedding_cache import EmbeddingCache
 from vlad.methods.fusion import Clustering, fuse
@@ -29,7 +29,7 @@ from vlad.methods.losses import dice_loss, focal_loss, two_classes
 from vlad.methods.texts import TextCache
 from vlad.prompts import load_prompts
 from vlad.published import locate
-from vlad.types import Batch, Features, Scores, known_masks
+from vlad.types import Batch, Features, Scores, join_rows, known_masks, take_rows
 
 __all__ = ["AdaCLIP"]
 
@@ -181,16 +181,23 @@ class AdaCLIP(Method):
             them; the ordinary CLIP embedding (B, D), where dynamic prompts are made of it or it is the result; and
             the embedded tokens as ``classes`` and ``branch``, which the prompted tower starts from.
         """
+        if self._one_by_one(len(images)):
+            return join_rows([self.encode(image) for image in images.split(1)])
         tower = self.backbone.image
         x = tower.embed(images)
         grid = tower.grid(images.shape[-2], images.shape[-1])
         start: dict[str, Any] = {"classes": (x[:, 0],), "branch": (x[:, 1:].unflatten(1, grid),)}
         if not self._prompted("visual") or self.memory.in_use:
-            tokens = tower.run(x, layers=self.layers)
+            tokens = self._run(x)
             levels = tuple(tokens.hidden_states[layer][:, 1:].unflatten(1, grid) for layer in self.layers)
             return Features(levels, tower.project(tokens.last[:, 0]), **start)
-        keep = self._plain if self.training else tower.encode_tokens  # the same in every epoch
+        keep = self._plain if self.training else self._embedding  # the same in every epoch
         return Features((), keep(x) if "D" in self.prompt_type else None, **start)
+
+    def _embedding(self, x: Tensor) -> Tensor:
+        """Computes the ordinary CLIP embedding (B, D) of embedded tokens (B, 1 + n, W)."""
+        tower = self.backbone.image
+        return tower.project(self._run(x).last[:, 0]) if self.as_published else tower.encode_tokens(x)
 
     def encode_prompted(self, features: Features) -> tuple[list[Tensor], Tensor]:
         """Runs the image tower with its prompts.
@@ -205,7 +212,7 @@ class AdaCLIP(Method):
         x = torch.cat([features.classes[0][:, None], features.branch[0].flatten(1, 2)], dim=1)
         count = x.shape[1]
         edit = append_prompts(self.branch_prompts("visual", features.image), count)
-        tokens = tower.run(x, layers=self.layers, before=edit)
+        tokens = self._run(x, edit)
         states = [tokens.hidden_states[layer] for layer in self.layers]
         return [state[:, 1:count] for state in states], tower.project(tokens.last[:, 0])
 
@@ -290,6 +297,9 @@ class AdaCLIP(Method):
         Returns:
             Logit margins (abnormal over normal) of the patches per layer, and of the image (B, 1).
         """
+        if self._one_by_one(count := len(features.classes[0])):
+            rows = [slice(row, row + 1) for row in range(count)]
+            return join_rows([self.compare(*take_rows((features, text), r), references, labels=labels) for r in rows])
         tokens, pooled = self.encode_prompted(features)
         vectors = self.encode_text(text, features.image)
         toward = 100 * (vectors[:, 1] - vectors[:, 0]).float()
@@ -316,7 +326,11 @@ class AdaCLIP(Method):
 
         The mean of upsampled logits is the upsampled mean; a softmax over two is the sigmoid of their difference.
         """
-        return super().map_of(scores, size).sigmoid()
+        margin = super().map_of(scores, size)
+        if self.as_published:  # as it is written there; in float32 it rounds to 6e-8, which ties the smallest values
+            normal, abnormal = two_classes(margin).unbind(1)
+            return (abnormal + 1 - normal) / 2
+        return margin.sigmoid()
 
     def components_of(self, scores: Scores, anomaly_map: Tensor) -> Tensor:
         """Returns the abnormal probability of the image (B, 1)."""
@@ -324,6 +338,17 @@ class AdaCLIP(Method):
         return scores.image.sigmoid()
 
     # -- as published --------------------------------------------------------------------------------------
+
+    def _run(self, x: Tensor, before: TokenEdit | None = None) -> Tokens:
+        """Runs the image tower, and reads the four layers on the way."""
+        tower = self.backbone.image
+        if self.as_published:
+            return run_own_blocks(tower.visual.transformer.resblocks, x, self.layers, before)
+        return tower.run(x, layers=self.layers, before=before)
+
+    def _one_by_one(self, count: int) -> bool:
+        """Whether images of a batch are scored one by one: the published batch size, and so its rounding errors."""
+        return self.as_published and not self.training and count > 1
 
     def on_test_start(self) -> None:
         """Seeds numpy's global state with ``as_published``, after the references and before the first image."""

@@ -70,10 +70,15 @@ class Loops(LightningModule):
         present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         return [kind() for kind in (Evaluator, References) if kind not in present]
 
+    def refuse_training_free(self) -> None:
+        """Raises MethodError where there is nothing to train."""
+        if not self.trains:
+            raise MethodError(f"{type(self).__name__} is training-free; run vlad test or vlad predict")
+
     def setup(self, stage: str) -> None:
         """Refuses to train what has nothing to train."""
-        if stage == "fit" and not self.trains:
-            raise MethodError(f"{type(self).__name__} is training-free; run vlad test or vlad predict")
+        if stage == "fit":
+            self.refuse_training_free()
 
     def on_train_start(self) -> None:
         """From here on the parameters are trained ones."""
