@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from vlad.errors import WeightsError
 from vlad.files import write_atomic
 from vlad.migrate import migrate_checkpoint
-from vlad.published import find_checkpoint, locate
-
-if TYPE_CHECKING:
-    from vlad.methods.base import Method
+from vlad.published import Published, find_checkpoint, locate
 
 __all__ = [
     "check_loaded",
@@ -35,8 +32,43 @@ __all__ = [
 FROZEN = "backbone."
 """Prefix of the frozen encoder, which no checkpoint holds."""
 
+
 MEMORY = "memory."
 """Prefix of the few-shot memory, which a checkpoint holds only where it is filled."""
+
+
+class Restorable(Protocol):
+    """What of a method is saved and restored; every :class:`vlad.Method` is one."""
+
+    api: ClassVar[int]
+    published_weights: ClassVar[Mapping[str, Published]]
+    backbone: Any
+    memory: Any
+    origin: str
+
+    def published_state(self, file: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Maps a checkpoint in the authors' format to the names of the method's parameters."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of ``torch.nn.Module``."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """Of ``torch.nn.Module``."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Of ``torch.nn.Module``."""
+        ...
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Of ``torch.nn.Module``."""
+        ...
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Of ``torch.nn.Module``."""
+        ...
 
 
 def class_path_of(cls: type) -> str:
@@ -44,7 +76,7 @@ def class_path_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def describe(method: Method) -> dict[str, Any]:
+def describe(method: Restorable) -> dict[str, Any]:
     """Returns what a checkpoint says of itself: method, interface, origin, and which frozen encoder it belongs to."""
     from vlad import __version__
 
@@ -160,7 +192,7 @@ def _fitted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(FROZEN)}
 
 
-def slim(method: Method, checkpoint: dict[str, Any]) -> None:
+def slim(method: Restorable, checkpoint: dict[str, Any]) -> None:
     """Leaves the frozen encoder out of a checkpoint that Lightning is about to write, and describes it."""
     state = _fitted(checkpoint["state_dict"])
     empty = not method.memory.categories
@@ -168,7 +200,7 @@ def slim(method: Method, checkpoint: dict[str, Any]) -> None:
     checkpoint["vlad"] = describe(method)
 
 
-def check_loaded(method: Method, checkpoint: dict[str, Any]) -> None:
+def check_loaded(method: Restorable, checkpoint: dict[str, Any]) -> None:
     """Refuses another method's or another encoder's checkpoint; fills in what a strict load wants beside it.
 
     Raises:
@@ -202,7 +234,7 @@ def _refuse_not_finite(state: Mapping[str, Any], where: str) -> None:
             raise WeightsError(f"{where} holds NaN or infinity in {name}; it is damaged or its training diverged")
 
 
-def _resize_buffers(method: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _resize_buffers(method: Restorable, state: Mapping[str, Tensor]) -> None:
     """Gives buffers of unknown length, such as memory banks, the length that was saved."""
     for name, buffer in method.named_buffers():
         saved = state.get(name)
@@ -213,7 +245,7 @@ def _resize_buffers(method: nn.Module, state: Mapping[str, Tensor]) -> None:
             setattr(method.get_submodule(owner), leaf, saved.new_empty(saved.shape).to(buffer.device, buffer.dtype))
 
 
-def load_weights(method: Method, path: str | Path) -> None:
+def load_weights(method: Restorable, path: str | Path) -> None:
     """Loads trained parameters and fitted buffers into a method.
 
     Args:

@@ -8,9 +8,9 @@ def panel(values, **more):
     return Panel("title", "caption", Image.new("RGB", (80, 40), (90, 90, 90)), values, **more)
 
 
-def tile(picture, position, width=100, height=50):
+def tile(drawn, position, width=100, height=50):
     x = 6 + position * (width + 6)
-    return np.asarray(picture)[42 : 42 + height, x : x + width]
+    return np.asarray(drawn)[42 : 42 + height, x : x + width]
 
 
 def test_colors_get_lighter_with_the_score():
@@ -22,19 +22,19 @@ def test_colors_get_lighter_with_the_score():
 def test_same_score_same_color_whatever_else_is_in_the_map():
     a, b = np.full((8, 8), 0.5), np.full((8, 8), 0.5)
     b[0, 0] = 7.0
-    pictures = [tile(draw_panel(panel(values), 0.0, 1.0, height=50), 1) for values in (a, b)]
-    assert np.array_equal(pictures[0][25:, 50:], pictures[1][25:, 50:])
+    images = [tile(draw_panel(panel(values), 0.0, 1.0, height=50), 1) for values in (a, b)]
+    assert np.array_equal(images[0][25:, 50:], images[1][25:, 50:])
 
 
-def test_tiles_keep_the_pictures_proportions_and_show_the_mask():
+def test_tiles_keep_the_images_proportions_and_show_the_mask():
     mask = np.zeros((40, 80), dtype=bool)
     mask[:, :40] = True
-    picture = draw_panel(panel(np.zeros((8, 8)), mask=mask), 0.0, 1.0, height=50)
-    assert (tile(picture, 0) == 90).all()
-    shown = tile(picture, 2)
+    image = draw_panel(panel(np.zeros((8, 8)), mask=mask), 0.0, 1.0, height=50)
+    assert (tile(image, 0) == 90).all()
+    shown = tile(image, 2)
     assert (shown[:, :50] == 255).all()
     assert (shown[:, 50:] == 0).all()
-    overlay = tile(picture, 3)
+    overlay = tile(image, 3)
     assert (overlay[10:40, 49] == (0, 230, 118)).all()  # the contour
     assert (overlay[10:40, 70] == 90).all()  # a score of nothing leaves the image
 
@@ -50,7 +50,7 @@ def test_long_titles_are_shortened():
     assert draw_panel(long, 0, 1, height=50).width < 500
 
 
-def test_sheet_puts_panels_in_rows_and_shrinks_them():
+def test_contact_sheet_puts_panels_in_rows_and_shrinks_them():
     red, blue = Image.new("RGB", (1280, 400), "red"), Image.new("RGB", (300, 100), "blue")
     sheet = draw_contact_sheet([red, blue, red])
     assert sheet.size == (1280, 400)
@@ -61,6 +61,6 @@ def test_sheet_puts_panels_in_rows_and_shrinks_them():
 
 def test_the_map_before_a_refinement_stands_beside_the_map():
     before, after = np.zeros((8, 8)), np.ones((8, 8))
-    picture = draw_panel(panel(after, unrefined=before), 0.0, 1.0, height=50)
-    assert np.array_equal(tile(picture, 1)[10, 10], colorize(np.array([[0.0]]))[0, 0])
-    assert np.array_equal(tile(picture, 2)[10, 10], colorize(np.array([[1.0]]))[0, 0])
+    image = draw_panel(panel(after, earlier={"initial": before}), 0.0, 1.0, height=50)
+    assert np.array_equal(tile(image, 1)[10, 10], colorize(np.array([[0.0]]))[0, 0])
+    assert np.array_equal(tile(image, 2)[10, 10], colorize(np.array([[1.0]]))[0, 0])

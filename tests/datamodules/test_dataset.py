@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from tests_support import write_mask, write_mvtec, write_picture
+from trees import MEAN, STD, small_data
 
 from vlad.datamodules.catalog import get_record
 from vlad.datamodules.dataset import AnomalyDataset, collate
@@ -10,8 +11,6 @@ from vlad.datamodules.decode import load_image, load_mask
 from vlad.datamodules.index import index_record
 from vlad.errors import DataError
 from vlad.types import Preprocess
-
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @pytest.fixture
@@ -61,7 +60,64 @@ def test_samples_join_to_a_batch(dataset):
 
 def test_prediction_samples_hold_no_truth(dataset):
     bare = AnomalyDataset(_frame(dataset), dataset.preprocess, truth=False)[0]
-    assert not {"mask", "has_mask", "label", "mask_path"} & set(bare)
+    assert not {"mask", "has_mask", "label", "mask_preview"} & set(bare)
+
+
+def test_batches_hold_what_their_type_names_and_no_recipes(mvtec):
+    data = small_data(mvtec, "auxiliary", train="mvtec_ad", predict=str(mvtec / "mvtec_ad/bottle/test"))
+    names = {"image", "class_name", "dataset", "category", "image_id", "path", "index"}
+    data.setup("fit")
+    data.setup("predict")
+    assert set(next(iter(data.train_dataloader()))) == names | {"mask", "has_mask", "label"}
+    assert set(next(iter(data.predict_dataloader()))) == names
+
+
+def test_previews_are_small_images_and_masks(tmp_path):
+    """A normal image's mask is known and empty; of an anomaly without a mask nothing is known."""
+    sizes = {"good/0": (120, 60), "bad/1": (60, 120), "bad/2": (400, 40)}
+    for name, size in sizes.items():
+        write_picture(tmp_path / f"own/{name}.png", size)
+    write_mask(tmp_path / "own/masks/1.png", sizes["bad/1"])
+    data = small_data(test=str(tmp_path / "own"), predict=str(tmp_path / "own"), batch_size=3)
+    data.preview_height = 24
+    data.setup("test")
+    (batch,) = data.test_dataloader()
+    by_id = dict(zip(batch["image_id"], zip(batch["preview"], batch["mask_preview"], strict=True), strict=True))
+    shapes = {name: tuple(preview.shape) for name, (preview, _) in by_id.items()}
+    assert shapes == {"good/0": (24, 48, 3), "bad/1": (24, 12, 3), "bad/2": (24, 72, 3)}  # at most three times as wide
+    assert {preview.dtype for preview in batch["preview"]} == {torch.uint8}
+    assert {mask.dtype for mask in batch["mask_preview"]} == {torch.bool}
+    assert by_id["good/0"][1].shape == (24, 48)
+    assert not by_id["good/0"][1].any()
+    expected = load_mask(str(tmp_path / "own/masks/1.png"))
+    expected = np.array(Image.fromarray(expected).resize((12, 24), Image.Resampling.NEAREST))
+    assert np.array_equal(by_id["bad/1"][1].numpy(), expected)
+    assert expected.any()
+    assert by_id["bad/2"][1].numel() == 0
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    assert [mask.numel() for mask in batch["mask_preview"]] == [0, 0, 0]
+    data.preview_height = 0
+    assert not {"preview", "mask_preview"} & set(next(iter(data.test_dataloader())))
+
+
+def test_only_what_is_scored_has_previews(mvtec):
+    data = small_data(mvtec, "one-class", train="mvtec_ad", test="mvtec_ad", shots=1)
+    data.preview_height = 24
+    data.setup("fit")
+    data.setup("test")
+    assert "preview" in data.dataset("test")[0]
+    assert not any("preview" in data.dataset(part)[0] for part in ("train", "references"))
+
+
+def test_sizes_by_the_header_are_those_of_the_samples(tmp_path):
+    for name, size in {"good/0": (128, 96), "bad/1": (96, 128), "bad/2": (98, 98), "bad/3": (300, 100)}.items():
+        write_picture(tmp_path / f"{name}.png", size)
+    data = small_data(test=str(tmp_path), preprocess=Preprocess(98, MEAN, STD, aspect="keep", multiple=14))
+    data.setup("test")
+    dataset = data.dataset("test")
+    assert sorted(dataset.sizes()) == [(98, 98), (98, 126), (98, 294), (126, 98)]
+    assert [tuple(dataset[row]["image"].shape[-2:]) for row in range(4)] == dataset.sizes()
 
 
 def _frame(dataset):

@@ -107,9 +107,9 @@ def test_collisions_and_wrong_names_are_told(install, monkeypatch):
     assert messages == [
         "a_second declares a metric named '7 times', which is no name: letters, digits and _ only",
         "metric name 'missed' is declared by a_second (a_second.MissedPixels) and by b_first (b_first.MissedPixels); "
-        "the first is used, the other is reachable as b_first.MissedPixels",
+        "the first is used, the other is reachable as class_path: b_first.MissedPixels",
         "metric name 'pixel' is declared by vlad (vlad.metrics.pixel.PixelMetrics) and by b_first "
-        "(b_first.MissedPixels); the first is used, the other is reachable as b_first.MissedPixels",
+        "(b_first.MissedPixels); the first is used, the other is reachable as class_path: b_first.MissedPixels",
     ]
     assert get_metric("pixel") is PixelMetrics
     assert get_metric("b_first.MissedPixels").__module__ == "b_first"

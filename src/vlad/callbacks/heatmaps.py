@@ -115,8 +115,8 @@ class HeatMaps(Callback):
             row: dict[str, Any] = {"category": category, "score": float(prediction.image_score[i])}
             row["name"] = "/".join(dict.fromkeys((*category, batch["image_id"][i])))
             row |= {"stages": list(stages), "maps": self._store(small[i].astype(np.float32))}
-            row["preview"] = self._store(batch["preview"][i].numpy())
-            row["mask"] = self._store(batch["mask_preview"][i].numpy())
+            row["preview"] = self._store(batch["preview"][i].cpu().numpy())
+            row["mask"] = self._store(batch["mask_preview"][i].cpu().numpy())
             if "label" in batch:
                 row["label"] = int(batch["label"][i])
             self._rows.append(row)

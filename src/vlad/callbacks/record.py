@@ -6,15 +6,12 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vlad.checkpoint import describe
 from vlad.files import write_json
-
-if TYPE_CHECKING:
-    from vlad.methods.base import Method
 
 __all__ = ["RunRecord"]
 
@@ -46,7 +43,7 @@ class RunRecord(Callback):
         folder = trainer.log_dir  # a collective call: on every rank
         if folder is None or not trainer.is_global_zero or not hasattr(pl_module, "api"):
             return
-        method = cast("Method", pl_module)
+        method: Any = pl_module
         source = getattr(method.backbone, "source", None)
         record = {
             "command": self.command,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -14,14 +14,19 @@ from vlad.errors import DataError
 from vlad.files import write_text
 from vlad.types import Batch
 
-if TYPE_CHECKING:
-    from vlad.methods.base import Method
-
 __all__ = ["References"]
 
 
 def _digest(image: Tensor) -> bytes:
     return hashlib.blake2b(image.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+
+
+class FitsReferences(Protocol):
+    """What is fitted on references; every :class:`vlad.Method` is one."""
+
+    def fit_references(self, batches: Iterable[Batch]) -> None:
+        """Fits on batches of normal images."""
+        ...
 
 
 class References(Callback):
@@ -41,7 +46,7 @@ class References(Callback):
         self.save = save
         self._known: dict[bytes, str] = {}
 
-    def _fit(self, trainer: Trainer, method: Method) -> None:
+    def _fit(self, trainer: Trainer, method: LightningModule) -> None:
         data: Any = getattr(trainer, "datamodule", None)
         loader = data.reference_dataloader() if hasattr(data, "reference_dataloader") else None
         self._known = {}
@@ -55,7 +60,7 @@ class References(Callback):
                     self._known[_digest(image)] = path
                 yield batch
 
-        method.fit_references(remembered())
+        cast(FitsReferences, method).fit_references(remembered())
         if getattr(data, "allow_overlap", False):
             self._known = {}
         if not trainer.is_global_zero:
@@ -81,7 +86,7 @@ class References(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fits the method."""
-        self._fit(trainer, pl_module)  # type: ignore[arg-type]
+        self._fit(trainer, pl_module)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -96,4 +101,4 @@ class References(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fits the method for ``vlad validate``; while training there are no references."""
         if trainer.state.fn == "validate":
-            self._fit(trainer, pl_module)  # type: ignore[arg-type]
+            self._fit(trainer, pl_module)

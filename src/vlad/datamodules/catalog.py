@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 GROUP = "vlad.datasets"
+_RENAMED = {"shares": "overlaps", "bands": "row_crops", "species": "defect_type"}
+_LABELS = ("defect_type", "has_mask", "mask", "anomalous")
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ class Layout:
             alone; with a ``/`` at the end, all files of a folder together.
         label: What makes an image anomalous: its ``defect_type`` is not normal; it ``has_mask``; its ``mask`` holds
             anomalous pixels (masks are read); or all are ``anomalous``.
-        normal: Species that are normal.
-        unlabelled: Species of which nothing is known.
+        normal: Defect types that are normal, such as ``good``.
+        unlabelled: Defect types of which nothing is known.
         splits: Name in the path → ``train``, ``val`` or ``test``.
         split: Split where the path tells none.
         normal_test: Share of the normal images, drawn with seed 42, that are test; the others train. 0: not drawn.
-        row_crops: Cut images into so many row_crops of rows, each an image of its own.
+        row_crops: Cut images into so many crops of rows, each an image of its own.
         labels: A CSV with one label per stem: ``file``, ``key`` column, ``value`` column (1 is anomalous).
         table: A CSV that lists every image, in place of ``image``.
         json: Pattern of JSON files ``{"train": [...], "test": [...]}`` that list every image.
@@ -156,12 +158,17 @@ def read_record(text: str, origin: str) -> Record:
         origin: Where the text comes from, for errors.
 
     Raises:
-        DataError: Broken TOML, unknown or missing keys, or a broken regular expression.
+        DataError: Broken TOML, unknown, missing or renamed keys, or a broken regular expression.
     """
+
+    def renamed(old: str, where: str) -> DataError:
+        return DataError(f"{origin}: '{old}'{where} is called '{_RENAMED[old]}' now; rename it")
 
     def build(cls: Any, table: dict[str, Any], where: str) -> Any:
         known = {one.name for one in fields(cls)}
         for key in table:
+            if key in _RENAMED:
+                raise renamed(key, where)
             if key not in known:
                 raise DataError(f"{origin}: unknown key '{key}'{where}; {nearest(key, known)}")
         try:
@@ -178,9 +185,14 @@ def read_record(text: str, origin: str) -> Record:
     record: Record = build(Record, data, "")
     for layout in record.layouts:
         try:
-            re.compile(layout.image)
+            groups = re.compile(layout.image).groupindex
         except re.error as error:
             raise DataError(f"{origin}: layout '{layout.name}': image is no regular expression: {error}") from error
+        for old in _RENAMED:
+            if old in {layout.label, *groups, *layout.columns}:
+                raise renamed(old, f" in layout '{layout.name}'")
+        if layout.label not in _LABELS:
+            raise DataError(f"{origin}: layout '{layout.name}': label '{layout.label}'; {nearest(layout.label, _LABELS)}")
     if not record.layouts or not record.categories:
         raise DataError(f"{origin}: a record needs [categories] and at least one [[layouts]]")
     return record

@@ -126,8 +126,8 @@ def _read_row(row: dict[str, Any]) -> list[tuple[str, str]]:
             if not load_mask(row["mask_path"], size, threshold=row["mask_threshold"], crop=crop).any():
                 problems.append((_EMPTY, row["mask_path"]))
             if Path(row["mask_path"]).is_file():
-                with Image.open(row["mask_path"]) as picture:
-                    values = np.unique(np.asarray(picture if picture.mode in {"P", "L", "1"} else picture.convert("L")))
+                with Image.open(row["mask_path"]) as opened:
+                    values = np.unique(np.asarray(opened if opened.mode in {"P", "L", "1"} else opened.convert("L")))
                 if len(values) > 2:
                     problems.append((_GREY, f"{row['mask_path']} ({len(values)} values)"))
         except DataError as error:

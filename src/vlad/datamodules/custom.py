@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from vlad.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["index_folder", "index_images", "index_table"]
+__all__ = ["index_folder", "index_images", "index_table", "read_table"]
 
 NORMAL = frozenset({"good", "ok", "normal", "no", "free", "pass", "negative", "healthy"})
 ANOMALOUS = frozenset(
@@ -81,19 +82,19 @@ def index_folder(root: Path, *, class_name: str | None = None) -> pd.DataFrame:
         raise DataError(f"folder {root} does not exist; give its place as data.root")
     files = list_files(root)
     masks: dict[str, list[str]] = {}
-    pictures = []
+    images = []
     for file in files:
         folders = [part.lower() for part in Path(file).parts[:-1]]
         if MASKS & _folders(file):
             masks.setdefault(Path(file).stem.lower(), []).append(file)
         else:
-            pictures.append((file, folders))
-    if not pictures:
+            images.append((file, folders))
+    if not images:
         raise DataError(f"folder {root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    has_good = any(_label_of(folders) == 0 for _, folders in pictures)
+    has_good = any(_label_of(folders) == 0 for _, folders in images)
     name = root.resolve().name
     rows, unlabelled = [], []
-    for file, folders in pictures:
+    for file, folders in images:
         split = next((SPLITS[part] for part in folders if part in SPLITS), "test")
         label = _label_of(folders)
         if label < 0 and has_good and "test" in folders[:-1]:
@@ -223,7 +224,7 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
     Raises:
         DataError: Unreadable table, or problems in its rows: all are reported together, five examples each.
     """
-    table = _read_table(file)
+    table = _with_new_names(read_table(file), file)
     base = root or file.parent
     if "image_path" not in table.columns:
         raise DataError(f"table {file} has no column image_path; it has {list(table.columns)}")
@@ -241,7 +242,7 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
             problems.setdefault("missing masks", []).append(f"row {number}: {mask}")
         row_crop, frame = str(line.get("row_crop", "")), _number(line.get("frame"), -1)
         if not re.fullmatch(r"(\d+/[1-9]\d*)?", row_crop):
-            problems.setdefault("row_crops that are not k/n", []).append(f"row {number}: {row_crop}")
+            problems.setdefault("row crops that are not k/n", []).append(f"row {number}: {row_crop}")
         if (relative, row_crop, frame) in seen:
             problems.setdefault("duplicate images", []).append(f"row {number}: {relative}")
         seen.add((relative, row_crop, frame))
@@ -280,7 +281,28 @@ def _number(value: Any, default: int) -> int:
         return default
 
 
-def _read_table(file: Path) -> pd.DataFrame:
+_RENAMED = {"species": "defect_type", "band": "row_crop", "key": "image_id"}
+
+
+def _with_new_names(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """Renames the columns of tables that ``vlad data index`` wrote before version 0.2, and says so.
+
+    ``key`` alone makes no such table: it may be anybody's column.
+    """
+    old = {name: new for name, new in _RENAMED.items() if name in table.columns and new not in table.columns}
+    if not old.keys() - {"key"}:
+        return table
+    told = ", ".join(f"{name} is {new} now" for name, new in old.items())
+    warnings.warn(f"table {file} has columns of an older version ({told}); write it anew: vlad data index", stacklevel=3)
+    return table.rename(columns=old)
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """Reads a table, whatever its columns; .csv, .tsv, .jsonl or .parquet.
+
+    Raises:
+        DataError: No such file, an unknown suffix, or a broken table.
+    """
     import pandas as pd
 
     if not file.is_file():

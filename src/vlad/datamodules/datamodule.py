@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from vlad.datamodules.augment import build_augment
 from vlad.datamodules.catalog import get_protocol, get_record, list_datasets
@@ -286,7 +286,9 @@ class AnomalyDataModule(LightningDataModule):
         dataset = self.dataset(part)
         batches: dict[str, Any] = {"batch_size": self.batch_size, "shuffle": shuffle}
         if self.requirements.preprocess.aspect == "keep":
-            batches = {"batch_sampler": SizeBatches(dataset.sizes(), self.batch_size, shuffle=shuffle)}
+            rows = SequentialSampler(dataset)
+            sampler = SizeBatches(rows, self.batch_size, sizes=dataset.sizes(), shuffle=shuffle)
+            batches = {"batch_sampler": sampler}
         workers = min(self.num_workers, max(1, len(dataset) // self.batch_size)) if self.num_workers else 0
         return DataLoader(
             dataset,

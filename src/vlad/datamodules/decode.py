@@ -35,7 +35,7 @@ _BROKEN = (
 
 
 class RowCrop(NamedTuple):
-    """A row_crop of rows: number k (from 0) of n.
+    """A crop of the rows of an image: number k (from 0) of n.
 
     Examples:
         >>> RowCrop.parse("1/3").rows(100)
@@ -80,7 +80,7 @@ def load_image(
 
     Args:
         path: File; its content tells the format, whatever its suffix.
-        crop: Row crop of rows that is wanted.
+        crop: Row crop that is wanted.
         frame: Number of the frame from 0, for videos.
         reader: ``"red"`` reads TIFFs of three samples that call themselves grey (CVC-ClinicDB's) as OpenCV does,
             and so the published code of AdaCLIP and CLIP-AD: the red channel three times. Else in true colour.
@@ -94,21 +94,21 @@ def load_image(
         if frame >= 0:
             from vlad.datamodules.video import read_frame
 
-            picture = Image.fromarray(read_frame(path, frame))
+            image = Image.fromarray(read_frame(path, frame))
         else:
             try:
                 opened = Image.open(path)
             except UnidentifiedImageError:
-                picture = Image.fromarray(_read_strips(path, red=reader == "red"))
+                image = Image.fromarray(_read_strips(path, red=reader == "red"))
             else:
                 with opened:
                     if near and opened.format == "JPEG":
                         opened.draft(None, (near + near // 2, near + near // 2))
-                    picture = _to_rgb(opened)
+                    image = _to_rgb(opened)
         if crop is not None and crop.of > 1:
-            top, bottom = crop.rows(picture.height)
-            picture = picture.crop((0, top, picture.width, bottom))
-        return picture
+            top, bottom = crop.rows(image.height)
+            image = image.crop((0, top, image.width, bottom))
+        return image
 
 
 def image_size(path: str, *, frame: int = -1) -> tuple[int, int]:
@@ -127,14 +127,14 @@ def image_size(path: str, *, frame: int = -1) -> tuple[int, int]:
     return load_image(path, frame=frame).size
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Converts to RGB; of 16 bits the upper 8 count."""
-    if picture.mode.startswith("I"):
-        values = np.asarray(picture).astype(np.int64)
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
         if values.max(initial=0) > 255:
             values = values >> 8
-        picture = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    return picture.convert("RGB")
+        image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _read_strips(path: str, *, red: bool) -> np.ndarray:
@@ -178,7 +178,7 @@ def load_mask(
             are united (MVTec LOCO).
         size: Width and height of the image it belongs to, for the check that they agree.
         threshold: Largest value that still means normal.
-        crop: Row crop of rows that is wanted; ``size`` is then that of the row_crop.
+        crop: Row crop that is wanted; ``size`` is then that of the crop.
 
     Raises:
         DataError: Unreadable, or of another size than its image.
@@ -191,8 +191,8 @@ def load_mask(
         if any(mask.shape != masks[0].shape for mask in masks):
             raise DataError(f"the masks in {path} are of different sizes")
         return np.logical_or.reduce(masks)
-    with _naming("mask", path), Image.open(path) as picture:
-        values = np.asarray(picture if picture.mode in {"P", "L", "1", "I;16", "I"} else picture.convert("L"))
+    with _naming("mask", path), Image.open(path) as opened:
+        values = np.asarray(opened if opened.mode in {"P", "L", "1", "I;16", "I"} else opened.convert("L"))
     if crop is not None and crop.of > 1:
         top, bottom = crop.rows(len(values))
         values = values[top:bottom]

@@ -1,4 +1,4 @@
-"""From a layout to rows: matching paths, tables and JSON lists, then labels, masks, row_crops and splits."""
+"""From a layout to rows: matching paths, tables and JSON lists, then labels, masks, row crops and splits."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def to_meta(frame: pd.DataFrame, root: Path) -> dict[str, Any]:
     Raises:
         DataError: The index holds what the format cannot: unknown labels, parts of files, or frames of videos.
     """
-    for column, plain, what in (("label", (0, 1), "unknown labels"), ("row_crop", ("",), "row_crops of images")):
+    for column, plain, what in (("label", (0, 1), "unknown labels"), ("row_crop", ("",), "row crops of images")):
         if not frame[column].isin(plain).all():
             raise DataError(f"meta.json cannot hold {what}; write a table instead (-o index.csv)")
     if (frame["frame"] >= 0).any():

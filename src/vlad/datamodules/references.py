@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlad.datamodules.custom import index_images, read_table
-from vlad.datamodules.selection import draw, find_overlap
+from vlad.datamodules.selection import draw, shared_rows
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,14 +60,13 @@ def hold_out(test: pd.DataFrame, shots: int, seed: int) -> tuple[pd.DataFrame, p
     normal = test[test["label"] == 0]
     for (dataset, category), group in test.groupby(["dataset", "category"], sort=False):
         count = int((group["label"] == 0).sum())
-        if count <= HELD_OUT:
+        if count < HELD_OUT:
             raise DataError(
                 f"{dataset}/{category} has no normal training images and {count} normal test images, of which "
                 f"data.shots holds {HELD_OUT} out; give --references FOLDER, or leave data.shots out"
             )
     held = draw(normal, HELD_OUT, seed, "normal test images", "data.shots")
-    taken = {part for pair in find_overlap(held, test) for part in pair}
-    rest = test[~test["image_path"].isin(taken)]
+    rest = test.drop(index=test.index[[row for _, row in shared_rows(held, test)]])
     return (draw(held, shots, seed + 1, "held-out images", "data.shots") if shots else held.iloc[:0]), rest
 
 
@@ -98,16 +97,19 @@ def given_references(given: Sequence[str] | str, shots: int | None, seed: int, w
         else:
             parts.append(index_images(one).assign(category=""))
     frame = pd.concat(parts, ignore_index=True)
+    how = (
+        "put each category's into a folder of its name, or name them in a CSV with the columns image_path and category"
+    )
+    loose = frame["image_path"][frame["category"] == ""]
+    if len(loose) and len(categories) > 1:
+        raise DataError(
+            f"data.references does not say which of {len(categories)} categories {loose.iloc[0]} belongs to: {how}"
+        )
     found = []
     for dataset, category in categories:
-        own = frame[frame["category"] == category]
-        if own.empty and len(categories) == 1:
-            own = frame[frame["category"] == ""]
+        own = frame[frame["category"].isin(["", category])]
         if own.empty:
-            raise DataError(
-                f"data.references has no images of {dataset}/{category}: put each category's into a folder of its "
-                f"name ({category}/), or name them in a CSV with the columns image_path and category"
-            )
+            raise DataError(f"data.references has no images of {dataset}/{category}: {how}")
         rows = wanted[(wanted["dataset"] == dataset) & (wanted["category"] == category)]
         found.append(own.assign(dataset=dataset, category=category, class_name=rows["class_name"].iloc[0], label=0))
     references = pd.concat(found, ignore_index=True)
@@ -121,7 +123,7 @@ def _listed(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"list of references {path} does not exist")
     if path.suffix.lower() == ".csv":
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = read_table(path)
         if "image_path" not in table:
             raise DataError(f"list of references {path} has no column image_path; it has {list(table.columns)}")
         names = table["category"].tolist() if "category" in table else [""] * len(table)

@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 __all__ = ["SizeBatches"]
 
 
-class SizeBatches(Sampler[list[int]]):
+class SizeBatches(BatchSampler):
     """Batches of images of one size: consecutive ones in order, or drawn among all of a size.
 
+    A batch sampler as PyTorch's, so that Lightning can share the images among processes and count them in prediction.
+
     Examples:
-        >>> list(SizeBatches([(2, 3), (2, 3), (3, 2), (2, 3)], 2))
+        >>> list(SizeBatches(range(4), 2, sizes=[(2, 3), (2, 3), (3, 2), (2, 3)]))
         [[0, 1], [2], [3]]
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, *, shuffle: bool = False) -> None:
-        """Takes each image's size and how many images a batch has at most."""
-        self.sizes, self.batch_size, self.shuffle = list(sizes), batch_size, shuffle
-        self._batches = self._in_order(range(len(self.sizes)))
+    def __init__(
+        self,
+        sampler: Sampler[int] | Iterable[int],
+        batch_size: int,
+        drop_last: bool = False,
+        *,
+        sizes: Sequence[tuple[int, int]],
+        shuffle: bool = False,
+    ) -> None:
+        """Keeps what is drawn from.
 
-    def _in_order(self, order: Sequence[int]) -> list[list[int]]:
+        Args:
+            sampler: Which images, by number; all of them, or the part of a process.
+            batch_size: Images of a batch, at most.
+            drop_last: Has no effect: every image is in a batch.
+            sizes: Height and width of every image.
+            shuffle: Whether batches are drawn among all images of a size, and come in any order.
+        """
+        super().__init__(sampler, batch_size, drop_last)
+        self.sizes, self.shuffle = list(sizes), shuffle
+
+    def _in_order(self, numbers: Iterable[int]) -> list[list[int]]:
         batches: list[list[int]] = []
-        for number in order:
+        for number in numbers:
             last = batches[-1] if batches else None
             if last and len(last) < self.batch_size and self.sizes[last[0]] == self.sizes[number]:
                 last.append(number)
@@ -33,15 +52,19 @@ class SizeBatches(Sampler[list[int]]):
                 batches.append([number])
         return batches
 
-    def _shuffled(self) -> list[list[int]]:
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for number in torch.randperm(len(self.sizes)).tolist():
-            by_size.setdefault(self.sizes[number], []).append(number)
-        batches = [batch for numbers in by_size.values() for batch in self._in_order(numbers)]
-        return [batches[number] for number in torch.randperm(len(batches)).tolist()]
-
     def __iter__(self) -> Iterator[list[int]]:
-        yield from self._shuffled() if self.shuffle else self._batches
+        if not self.shuffle:
+            yield from self._in_order(self.sampler)
+            return
+        numbers = list(self.sampler)
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for place in torch.randperm(len(numbers)).tolist():
+            by_size.setdefault(self.sizes[numbers[place]], []).append(numbers[place])
+        batches = [batch for alike in by_size.values() for batch in self._in_order(alike)]
+        yield from (batches[place] for place in torch.randperm(len(batches)).tolist())
 
     def __len__(self) -> int:
-        return len(self._shuffled()) if self.shuffle else len(self._batches)
+        if not self.shuffle:
+            return len(self._in_order(self.sampler))
+        counts = Counter(self.sizes[number] for number in self.sampler)
+        return sum(-(-count // self.batch_size) for count in counts.values())

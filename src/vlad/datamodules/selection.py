@@ -28,6 +28,7 @@ __all__ = [
     "select_images_per_category",
     "select_part",
     "select_supervised",
+    "shared_rows",
 ]
 
 
@@ -160,8 +161,8 @@ def file_digest(path: str | Path) -> str:
         raise DataError(f"cannot read image {path} ({error.strerror or error}); replace it or remove it") from error
 
 
-def find_overlap(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[str, str]]:
-    """Returns the files that two indices have in common by content, as pairs of paths.
+def shared_rows(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[int, int]]:
+    """Returns which rows of two indices are the same image by content, as pairs of positions.
 
     Only files whose size occurs in both are read. Images of one file are told apart by their row crop and frame.
     """
@@ -191,8 +192,14 @@ def find_overlap(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[str, s
         for position in by_size[1][size]:
             found = known.get(identity(second, position))
             if found is not None:
-                pairs.append((str(first["image_path"].iloc[found]), str(second["image_path"].iloc[position])))
+                pairs.append((found, position))
     return sorted(pairs)
+
+
+def find_overlap(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[str, str]]:
+    """Returns the images that two indices have in common by content, as pairs of paths."""
+    paths = [frame["image_path"].tolist() for frame in (first, second)]
+    return sorted((paths[0][one], paths[1][other]) for one, other in shared_rows(first, second))
 
 
 def refuse_overlap(parts: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], *, allow: bool) -> list[str]:

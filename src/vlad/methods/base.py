@@ -16,7 +16,7 @@ from vlad.encoders import Encoder, load_encoder
 from vlad.errors import MethodError
 from vlad.memory import memory_scores
 from vlad.methods.arguments import plain_arguments
-from vlad.methods.few_shot import ReferenceMemory, fit_references
+from vlad.methods.few_shot import ReferenceMemory
 from vlad.methods.loops import Loops
 from vlad.methods.texts import TextCache, stack_texts
 from vlad.published import Published
@@ -294,9 +294,14 @@ class Method(Loops):
         """Fits what needs no gradients on normal images: by default the memory of their patch tokens, by category.
 
         Args:
-            batches: Batches of reference images; see :func:`vlad.methods.few_shot.fit_references`.
+            batches: Batches of normal images with ``image``, ``class_name``, ``dataset`` and ``category``.
+
+        Raises:
+            MethodError: The method takes no references, or there are none.
         """
-        fit_references(self, batches)
+        if not self.tags.takes_references:
+            raise MethodError(f"{type(self).__name__} takes no reference images; leave out shots and references")
+        self.memory.fit_batches(batches, lambda images: self.memory_levels(self.encode(images.to(self.device))))
 
     def texts(self, class_names: Sequence[str]) -> Any:
         """Returns the text of each image, a tree of tensors (B, …), encoding each class once; None without text."""

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
-from vlad.checkpoint import check_loaded, slim
+from vlad.checkpoint import Restorable, check_loaded, slim
 from vlad.errors import MethodError
 from vlad.types import Batch, Features, Prediction, Tags
-
-if TYPE_CHECKING:
-    from vlad.methods.base import Method
 
 __all__ = ["Loops"]
 
@@ -130,8 +127,8 @@ class Loops(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen encoder out and records which one it was."""
-        slim(cast("Method", self), checkpoint)
+        slim(cast(Restorable, self), checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another method's or another encoder's checkpoint; fills in the frozen encoder for a strict load."""
-        check_loaded(cast("Method", self), checkpoint)
+        check_loaded(cast(Restorable, self), checkpoint)

@@ -16,19 +16,17 @@ images together; the values become columns ``NAME`` or ``NAME_KEY`` of the table
 - ``update(..., names)``: of a pixel metric, a name per mask, by which what is found out of masks can be kept.
 
 Our own are declared in our ``pyproject.toml`` exactly as a third party declares theirs. Listing reads package metadata
-and imports nothing. Names and distributions are treated as those of methods; see :mod:`vlad.registry`.
+and imports nothing. Names and distributions are treated as those of methods; see :mod:`vlad.plugins`.
 """
 
 from __future__ import annotations
 
-import re
-import warnings
 from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from vlad.errors import RegistryError, nearest
-from vlad.registry import Plugin, _allowed, _own_first, canonical
+from vlad.plugins import Plugin, canonical, declared
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -57,33 +55,7 @@ BUILT_IN = {
 @cache
 def discover() -> dict[str, Plugin]:
     """Returns every declared metric by canonical name, sorted; imports none of them."""
-    found: dict[str, list[Plugin]] = {name: [plugin] for name, plugin in BUILT_IN.items()}
-    for entry in metadata.entry_points(group=GROUP):
-        distribution = canonical(entry.dist.name) if entry.dist else "unknown"
-        name = canonical(entry.name)
-        if not _allowed(distribution) or (distribution == "vlad" and name in BUILT_IN):
-            continue
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            warnings.warn(
-                f"{distribution} declares a metric named '{entry.name}', which is no name: letters, digits and _ only",
-                stacklevel=2,
-            )
-            continue
-        plugin = Plugin(name, entry.module, entry.attr, distribution, entry.dist.version if entry.dist else "?")
-        if plugin not in found.setdefault(name, []):  # an editable install may be listed twice
-            found[name].append(plugin)
-    chosen = {}
-    for name, plugins in sorted(found.items()):
-        winner, *losers = sorted(plugins, key=_own_first)
-        for loser in losers:
-            warnings.warn(
-                f"metric name '{name}' is declared by {winner.distribution} ({winner.class_path}) and by "
-                f"{loser.distribution} ({loser.class_path}); the first is used, the other is reachable as "
-                f"{loser.class_path}",
-                stacklevel=2,
-            )
-        chosen[name] = winner
-    return chosen
+    return declared(GROUP, "metric", BUILT_IN)
 
 
 def refresh() -> None:

@@ -1,0 +1,95 @@
+"""Entry points of any group: what packages declare, without importing it.
+
+Two packages with one name: vlad's own wins, else the alphabetically first distribution; one warning names both, and
+the other stays reachable by its class path. ``VLAD_PLUGINS`` limits discovery for reproducible runs: ``vlad`` (or
+``none``) to our own, or a comma-separated list of distributions.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+
+__all__ = ["Plugin", "canonical", "declared"]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A declared class: what the metadata says, before any import.
+
+    Attributes:
+        name: Short name, as used in configs.
+        module: Module that defines the class.
+        attribute: The class's name in that module.
+        distribution: Name of the installed distribution that declares it.
+        version: That distribution's version.
+    """
+
+    name: str
+    module: str
+    attribute: str
+    distribution: str
+    version: str
+
+    @property
+    def class_path(self) -> str:
+        """Full import path of the class, as it is written to saved configs."""
+        return f"{self.module}.{self.attribute}"
+
+
+def canonical(name: str) -> str:
+    """Returns a name as the registries spell it: lower case, ``-`` as ``_``."""
+    return name.strip().lower().replace("-", "_")
+
+
+def _own_first(plugin: Plugin) -> tuple[bool, str, str]:
+    return (plugin.distribution != "vlad", plugin.distribution, plugin.class_path)
+
+
+def _allowed(distribution: str) -> bool:
+    setting = os.environ.get("VLAD_PLUGINS", "").strip()
+    if not setting or distribution == "vlad":
+        return True
+    return distribution in {canonical(d) for d in setting.split(",")}
+
+
+def declared(group: str, kind: str, built_in: Mapping[str, Plugin] | None = None) -> dict[str, Plugin]:
+    """Returns every declared plug-in of a group by canonical name, sorted; imports none of them.
+
+    Args:
+        group: Group of entry points.
+        kind: What a plug-in of the group is, for warnings: ``method``, ``metric``.
+        built_in: Our own that are there even where vlad runs from a source tree without its metadata.
+    """
+    built_in = built_in or {}
+    found: dict[str, list[Plugin]] = {name: [plugin] for name, plugin in built_in.items()}
+    for entry in metadata.entry_points(group=group):
+        distribution = canonical(entry.dist.name) if entry.dist else "unknown"
+        name = canonical(entry.name)
+        if not _allowed(distribution) or (distribution == "vlad" and name in built_in):
+            continue
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            warnings.warn(
+                f"{distribution} declares a {kind} named '{entry.name}', which is no name: letters, digits and _ only",
+                stacklevel=3,
+            )
+            continue
+        plugin = Plugin(name, entry.module, entry.attr, distribution, entry.dist.version if entry.dist else "?")
+        if plugin not in found.setdefault(name, []):  # an editable install may be listed twice
+            found[name].append(plugin)
+    chosen = {}
+    for name, plugins in sorted(found.items()):
+        winner, *losers = sorted(plugins, key=_own_first)
+        for loser in losers:
+            warnings.warn(
+                f"{kind} name '{name}' is declared by {winner.distribution} ({winner.class_path}) and by "
+                f"{loser.distribution} ({loser.class_path}); the first is used, the other is reachable as "
+                f"class_path: {loser.class_path}",
+                stacklevel=3,
+            )
+        chosen[name] = winner
+    return chosen
