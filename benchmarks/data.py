@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from vlad.datamodules import AnomalyDataModule
+from vlad.types import Preprocess, Requirements
 
 SIDE, BATCH, PASSES = 518, 8, 3
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -102,9 +103,8 @@ def main() -> None:
         if options.root:
             sets["MVTec AD bottle"] = "mvtec_ad"
         for title, source in sets.items():
-            data = AnomalyDataModule(
-                root=options.root, test=source, batch_size=BATCH, num_workers=options.workers, image_size=SIDE
-            )
+            data = AnomalyDataModule(root=options.root, test=source, batch_size=BATCH, num_workers=options.workers)
+            data.require(Requirements(Preprocess(SIDE, MEAN, STD)))
             data.setup("test")
             count = len(data.frames["test"])
             times: dict[str, list[float]] = {}

@@ -3,7 +3,8 @@
     python experiments/few_shot.py [--test synthetic] [--root DATA] [--shots 0 1 2 4] [--draws 3] [--out TABLE.md]
 
 Methods that train do so once, on the rendered benchmark with vlad-tiny; then every number of shots is tested with
-every draw. 0 shots is zero-shot on the same test images. What has been run is kept beside the table (TABLE.json).
+every draw. 0 shots is zero-shot on the same test images. What was trained (few_shot/ beside the table) and what was
+measured (TABLE.json) is kept and used again.
 """
 
 import argparse
@@ -43,7 +44,8 @@ def fit(name: str, folder: Path) -> list[str]:
     if "fit" not in method:
         return model
     here = ["--trainer.default_root_dir", str(folder / name)]
-    if vlad(["fit", *model, *method["fit"], "--data.batch_size", "16", *here, *QUIET]):
+    known = any(folder.glob(f"{name}/*/*/checkpoints/*.ckpt"))
+    if not known and vlad(["fit", *model, *method["fit"], "--data.batch_size", "16", *here, *QUIET]):
         raise SystemExit("fit failed")
     (checkpoint,) = folder.glob(f"{name}/*/*/checkpoints/*.ckpt")
     return ["--ckpt_path", str(checkpoint.parent.parent)]

@@ -17,6 +17,7 @@ SMALL = {  # settings of a method that fit the tiny CLIP: four blocks in the ima
     "sdp_plus": {"layers": [2, 4]},
     "adaclip": {"depth": 2, "length": 3, "clusters": 3},
     "clip_ada": {"layers": [2, 4], "full_size": 96, "sigma": 2.0},
+    "patch_memory": {"layers": [2, 4]},
 }
 GOLDENS: list["Golden"] = []  # for the summary of deviations at the end of a run
 

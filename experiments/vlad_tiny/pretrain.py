@@ -59,7 +59,7 @@ def draw_one(job: tuple[Look, str, int, int]) -> tuple[np.ndarray, np.ndarray]:
     return tuple(render(look, defect, seed=(seed, number), size=SIZE))
 
 
-def pictures(drawn: list[Sample], seed: int) -> tuple[Tensor, Tensor]:
+def rendered_images(drawn: list[Sample], seed: int) -> tuple[Tensor, Tensor]:
     """Renders images (n, 3, S, S) and masks (n, S, S), uint8."""
     images = torch.empty(len(drawn), 3, SIZE, SIZE, dtype=torch.uint8)
     masks = torch.empty(len(drawn), SIZE, SIZE, dtype=torch.uint8)
@@ -100,8 +100,8 @@ def patch_loss(logits: Tensor, masks: Tensor) -> Tensor:
 def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     begin = time.time()
-    drawn = samples(arguments.pictures, arguments.seed)
-    images, masks = pictures(drawn, arguments.seed)
+    drawn = samples(arguments.images, arguments.seed)
+    images, masks = rendered_images(drawn, arguments.seed)
     print(f"{len(drawn)} images rendered in {time.time() - begin:.0f} s", flush=True)
 
     model = random_clip(CONFIG, arguments.seed)

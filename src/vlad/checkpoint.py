@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from vlad.errors import WeightsError
@@ -245,6 +246,25 @@ def _resize_buffers(method: Restorable, state: Mapping[str, Tensor]) -> None:
             setattr(method.get_submodule(owner), leaf, saved.new_empty(saved.shape).to(buffer.device, buffer.dtype))
 
 
+class _Reader(Mapping[str, Any]):
+    """A file's content that knows which of its keys were read."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._content = content
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._content[key]
+        self.read.add(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+
 def load_weights(method: Restorable, path: str | Path) -> None:
     """Loads trained parameters and fitted buffers into a method.
 
@@ -263,10 +283,13 @@ def load_weights(method: Restorable, path: str | Path) -> None:
     if "vlad" in content:
         state = _fitted(migrate_checkpoint(dict(content))["state_dict"])
     else:
+        reader = _Reader(content)
         try:
-            state = method.published_state(content)
+            state = method.published_state(reader)
         except (KeyError, AttributeError, TypeError) as error:
             raise not_published(path, content, name) from error
+        if unread := [str(key) for key in content if key not in reader.read]:
+            rank_zero_warn(f"{path} holds more than {name} reads; passed over: {', '.join(unread[:8])}")
     _refuse_not_finite(state, str(path))
     buffers = {key for key, _ in method.named_buffers() if not key.startswith(FROZEN)}
     known = {key for key in method.state_dict() if key in trained or key in buffers or key.startswith(MEMORY)}

@@ -87,7 +87,7 @@ def get_method(name: str) -> type[Method]:
         raise RegistryError(f"{origin} is not a subclass of vlad.Method")
     if cls.api != API_VERSION:
         raise RegistryError(
-            f"{origin} was written for method interface {cls.api}; this vlad has {API_VERSION}: write score as encode "
-            f"and compare (docs/write-a-method.md), or install a version of {plugin.distribution} made for it"
+            f"{origin} was written for method interface {cls.api}; this vlad has {API_VERSION}: rewrite score "
+            f"as encode and compare, see docs/write-a-method.md, or install a {plugin.distribution} made for it"
         )
     return cls

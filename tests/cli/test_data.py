@@ -55,7 +55,7 @@ def test_check(root, capsys):
     assert main(["data", "check", "folder", str(root / "bottle"), "--against", same]) == 0
 
 
-def test_bands_and_thresholds_survive_a_table(tmp_path):
+def test_row_crops_and_thresholds_survive_a_table(tmp_path):
     write_picture(tmp_path / "ksdd/kos01/Part0.jpg")
     write_mask(tmp_path / "ksdd/kos01/Part0_label.bmp")
     output = tmp_path / "index.csv"
@@ -70,12 +70,35 @@ def test_index_as_a_table_is_read_back(root, tmp_path, file, capsys):
     output = tmp_path / file
     assert main(["data", "index", str(root), "--name", "mvtec_ad", "-o", str(output)]) == 0
     assert capsys.readouterr().out == f"9 images in {output}\n"
-    data = AnomalyDataModule(test=str(output), image_size=32)
+    data, original = AnomalyDataModule(test=str(output)), AnomalyDataModule(root=str(root.parent), test="mvtec_ad")
     data.setup("test")
+    original.setup("test")
     frame = data.frames["test"]
     assert tuple(frame.columns) == COLUMNS
     assert frame["label"].tolist() == [1, 1, 1, 0, 0, 0]
-    assert (frame["mask_path"] != "").sum() == 3
+    assert frame["image_id"].tolist()[0] == "test/broken/000"
+    pd.testing.assert_frame_equal(frame, original.frames["test"])
+
+
+def test_a_table_of_an_older_version_is_read(tmp_path):
+    write_picture(tmp_path / "ksdd/kos01/Part0.jpg")
+    write_mask(tmp_path / "ksdd/kos01/Part0_label.bmp")
+    assert main(["data", "index", str(tmp_path / "ksdd"), "--name", "ksdd", "-o", str(tmp_path / "index.csv")]) == 0
+    table = pd.read_csv(tmp_path / "index.csv", keep_default_na=False)
+    old = {"image_id": "key", "defect_type": "species", "row_crop": "band"}
+    table.rename(columns=old).to_csv(tmp_path / "old.csv", index=False)
+    with pytest.warns(
+        UserWarning, match=r"species is defect_type now, band is row_crop now, key is image_id now"
+    ) as told:
+        read = index_table(tmp_path / "old.csv")
+    assert len(told) == 1
+    pd.testing.assert_frame_equal(read, index_table(tmp_path / "index.csv"))
+
+
+def test_a_key_of_ones_own_is_no_old_table(root, recwarn):
+    (root / "t.csv").write_text("image_path,key\nbottle/test/good/000.png,7\n")
+    assert index_table(root / "t.csv")["image_id"].tolist() == ["bottle/test/good/000"]
+    assert not recwarn.list
 
 
 def test_meta_json_there_and_back(root, capsys):
@@ -91,7 +114,7 @@ def test_meta_json_there_and_back(root, capsys):
     }
     frames = []
     for _ in range(2):  # read from meta.json, then from the folders
-        data = AnomalyDataModule(root=str(root.parent), test="mvtec_ad", image_size=32)
+        data = AnomalyDataModule(root=str(root.parent), test="mvtec_ad")
         data.setup("test")
         frames.append(data.frames["test"])
         (root / "meta.json").unlink(missing_ok=True)
@@ -106,7 +129,7 @@ def test_meta_json_of_another_machine(root):
     lines = [{"img_path": "/home/someone/mvtec_ad/bottle/test/good/000.png", "mask_path": "", "cls_name": "bottle",
               "specie_name": "good", "anomaly": 0}]  # fmt: skip
     (root / "meta.json").write_text(json.dumps({"Train": {}, "Test": {"bottle": lines}}))
-    data = AnomalyDataModule(root=str(root.parent), test="mvtec_ad", image_size=32)
+    data = AnomalyDataModule(root=str(root.parent), test="mvtec_ad")
     data.setup("test")
     assert data.frames["test"]["image_path"].tolist() == [str(root / "bottle/test/good/000.png")]
 
@@ -120,7 +143,7 @@ def test_own_record_by_path(tmp_path):
         '[categories]\nbolt = "bolt"\n[[layouts]]\nname = "ours"\n'
         "image = '(?P<defect_type>[^/]+)/(?P<stem>[^/]+)'\nnormal = [\"fine\"]\n"
     )
-    data = AnomalyDataModule(root=str(tmp_path), test=str(record), image_size=32)
+    data = AnomalyDataModule(root=str(tmp_path), test=str(record))
     data.setup("test")
     assert list(zip(data.frames["test"]["category"], data.frames["test"]["label"], strict=True)) == [
         ("bolt", 0),

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from tests_support import write_mask, write_mvtec, write_picture
 
-from vlad.datamodules.catalog import get_record, list_datasets
+from vlad.datamodules.catalog import get_record, list_datasets, read_record
 from vlad.datamodules.index import COLUMNS, index_record, list_files
 from vlad.errors import DataError
 
@@ -148,3 +148,29 @@ def test_index_survives_a_csv_round_trip(tmp_path):
     frame = index("mvtec_ad", write_mvtec(tmp_path / "m"))
     frame.to_csv(tmp_path / "i.csv", index=False)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "i.csv", keep_default_na=False), frame, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("levels =", "shares = {}\nlevels ="), "'shares' is called 'overlaps' now; rename it"),
+        (("image =", "bands = 3\nimage ="), "'bands' in a layout is called 'row_crops' now"),
+        (("defect_type>", "species>"), "'species' in layout 'ours' is called 'defect_type' now"),
+        (("image =", 'label = "species"\nimage ='), "'species' in layout 'ours' is called 'defect_type' now"),
+        (
+            ("image =", 'columns = {species = "kind"}\nimage ='),
+            "'species' in layout 'ours' is called 'defect_type' now",
+        ),
+        (("image =", 'label = "has_masks"\nimage ='), "layout 'ours': label 'has_masks'; did you mean has_mask"),
+        (("image =", "masc = []\nimage ="), "unknown key 'masc' in a layout; did you mean masks"),
+    ],
+)
+def test_records_with_old_or_unknown_keys(change, message):
+    text = (
+        'name = "bolts"\ntitle = "Bolts"\ndomain = "industrial"\nlevels = ["image"]\nfolders = ["bolts"]\n'
+        '[categories]\nbolt = "bolt"\n[[layouts]]\nname = "ours"\n'
+        "image = '(?P<defect_type>[^/]+)/(?P<stem>[^/]+)'\n"
+    )
+    assert read_record(text, "bolts.toml").name == "bolts"
+    with pytest.raises(DataError, match=f"bolts.toml: .*{message}"):
+        read_record(text.replace(*change), "bolts.toml")

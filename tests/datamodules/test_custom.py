@@ -134,3 +134,15 @@ def test_table_errors(images):
     (images / "t.jsonl").write_text("{broken")
     with pytest.raises(DataError, match="cannot be read"):
         index_table(images / "t.jsonl")
+
+
+def test_table_names_images_and_classes(images):
+    lines = ["image_path,image_id,class_name,category", "img/a.png,../first,hex nut,nut", "img/b.png,,,nut"]
+    (images / "t.csv").write_text("\n".join(lines))
+    frame = index_table(images / "t.csv")
+    assert frame["image_id"].tolist() == ["first", "img/b"]
+    assert frame["class_name"].tolist() == ["hex nut", "nut"]
+    assert set(index_table(images / "t.csv", class_name="bolt")["class_name"]) == {"bolt"}
+    (images / "t.csv").write_text("image_path,image_id\nimg/a.png,one\nimg/b.png,one\n")
+    with pytest.raises(DataError, match=r"1 duplicate image ids \(row 2: one\)"):
+        index_table(images / "t.csv")

@@ -128,10 +128,10 @@ def _frame(dataset):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "LA", "I;16"])
 def test_any_mode_and_lying_suffix(tmp_path, mode):
-    picture = Image.fromarray(np.full((8, 9, 3), 100, np.uint8)).convert("L" if mode == "I;16" else mode)
+    image = Image.fromarray(np.full((8, 9, 3), 100, np.uint8)).convert("L" if mode == "I;16" else mode)
     if mode == "I;16":
-        picture = Image.fromarray(np.full((8, 9), 30000, np.uint16))
-    picture.save(tmp_path / "x.jpg", format="PNG")
+        image = Image.fromarray(np.full((8, 9), 30000, np.uint16))
+    image.save(tmp_path / "x.jpg", format="PNG")
     assert load_image(str(tmp_path / "x.jpg")).size == (9, 8)
 
 
@@ -162,7 +162,7 @@ def test_mask_rules(tmp_path):
     assert load_mask(str(tmp_path / "p.bmp"), (2, 2)).tolist() == [[False, True], [True, False]]
 
 
-def test_mosaic_joins_four_pictures_and_masks_of_a_category(dataset, tmp_path):
+def test_mosaic_joins_four_images_and_masks_of_a_category(dataset, tmp_path):
     """The parts are known by their content; the label is that of all four, not of the image replaced."""
     frame = index_record(get_record("mvtec_ad"), write_mvtec(tmp_path / "n", ("bottle", "metal_nut"), count=2))
     frame = frame[frame["split"] == "test"].assign(mosaic=1.0)

@@ -67,12 +67,12 @@ def test_malformed_tiff_in_true_colour_and_as_published(tmp_path, order):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "LA", "CMYK"])
 def test_modes_and_lying_suffixes(tmp_path, mode):
-    picture = Image.fromarray(PIXELS).convert(mode)
+    image = Image.fromarray(PIXELS).convert(mode)
     file = tmp_path / "image.jpg"
-    picture.save(file, format="TIFF" if mode == "CMYK" else "PNG")
+    image.save(file, format="TIFF" if mode == "CMYK" else "PNG")
     read = load_image(str(file))
     assert (read.mode, read.size) == ("RGB", (10, 12))
-    assert np.array_equal(np.asarray(read), np.asarray(picture.convert("RGB")))
+    assert np.array_equal(np.asarray(read), np.asarray(image.convert("RGB")))
 
 
 def test_sixteen_bits_keep_their_upper_half(tmp_path):
@@ -81,7 +81,7 @@ def test_sixteen_bits_keep_their_upper_half(tmp_path):
     assert np.array_equal(np.asarray(load_image(str(tmp_path / "deep.png")))[..., 0], values >> 8)
 
 
-def test_bands_cover_the_picture(tmp_path):
+def test_row_crops_cover_the_image(tmp_path):
     Image.fromarray(PIXELS[:11]).save(tmp_path / "a.png")
     Image.fromarray(PIXELS[:11, :, 0]).save(tmp_path / "m.png")
     row_crops = [RowCrop(k, 3) for k in range(3)]
@@ -119,7 +119,7 @@ def test_large_jpeg_near_its_target_size(tmp_path):
     Image.fromarray(smooth).save(tmp_path / "big.jpg", quality=95)
     full, near = load_image(str(tmp_path / "big.jpg")), load_image(str(tmp_path / "big.jpg"), near=224)
     assert (full.size, near.size) == ((1200, 900), (600, 450))
-    small = [np.asarray(picture.resize((224, 224), Image.Resampling.BICUBIC), float) for picture in (full, near)]
+    small = [np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), float) for image in (full, near)]
     assert np.abs(small[0] - small[1]).mean() < 1
 
 

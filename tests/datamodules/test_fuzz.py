@@ -49,7 +49,7 @@ def damaged(data, seed):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_damaged_pictures_are_read_or_named(kind, tmp_path):
+def test_damaged_images_are_read_or_named(kind, tmp_path):
     file, refused = tmp_path / "image.png", 0
     for seed in range(60):
         file.write_bytes(damaged(encoded(kind), seed))
@@ -83,7 +83,7 @@ def test_huge_dimensions_in_the_header(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 100, b"<html>not found</html>", b"GIF89a", b"II*\0\xff\xff\xff\xff", b"II*\0"]
 )
-def test_files_that_are_no_pictures(content, tmp_path):
+def test_files_that_are_no_images(content, tmp_path):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read image .*a\.jpg"):
         load_image(str(tmp_path / "a.jpg"))

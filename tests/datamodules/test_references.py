@@ -137,6 +137,19 @@ def test_without_a_train_split_every_k_is_tested_on_the_same_rest(own):
         small_data(test=str(own), shots=9).setup("test")
 
 
+def test_only_categories_without_normal_training_images_hold_some_out(own, caplog):
+    lines = ["image_path,label,category,split"] + [f"good/{n:02}.png,0,without,test" for n in range(9)]
+    lines += ["good/09.png,0,with,train", "good/10.png,0,with,test", "bad/00.png,1,with,test"]
+    (own / "t.csv").write_text("\n".join(lines))
+    data = small_data(test=str(own / "t.csv"), shots=1)
+    with caplog.at_level("INFO"):
+        found = references(data)
+    assert found["with"] == ["good/09"]
+    assert len(found["without"]) == 1
+    assert data.frames["test"]["category"].value_counts().to_dict() == {"with": 2, "without": 1}
+    assert "t: no normal training images; 8 test images are held out as references" in caplog.text
+
+
 def test_a_category_with_too_few_normal_images_to_hold_out(own):
     for file in sorted((own / "good").iterdir())[7:]:
         file.unlink()

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tests_support import DATA, Golden, golden
 
 import vlad
-from vlad.clip.similarity import normalize, to_grid, upsample
+from vlad.clip.similarity import normalize
 from vlad.errors import MethodError, WeightsError
 from vlad.methods import adaclip as module
 from vlad.methods.adaclip import AdaCLIP
@@ -46,31 +46,39 @@ def test_settings_are_read_off_the_file(run, tmp_path):
     assert (method.depth, method.length) == (setting["prompting_depth"], setting["prompting_length"])
 
 
+def compared(method, images, names, labels=None):
+    """Returns features, text and scores of images, as the joints hand them on."""
+    features, text = method.encode(images), method.texts(names)
+    return features, text, method.compare(features, text, labels=labels)
+
+
 @pytest.mark.parametrize("kind", ["nohalf", "official"])
 @torch.no_grad()
 def test_outputs(run, kind, tmp_path):
     method = build(run, tmp_path, half_prompts=kind == "official")
     for n, name in enumerate(run.meta["class_names"]):
         image, at = run.out["in/images"][n : n + 1], f"{kind}/img{n}"
-        margins, whole = method.compare(image, [name], labels=run.out.get(f"{at}/hsf_labels"))
-        unsmoothed_map = upsample(to_grid(margins.mean(0)), image.shape[-1], align_corners=True).sigmoid()
-        run.check(f"{at}/anomaly_map", unsmoothed_map)
-        run.check(f"{at}/image_score", whole.sigmoid())
+        features, text, scores = compared(method, image, [name], run.out.get(f"{at}/hsf_labels"))
+        prediction = method.finish(scores, image.shape[-2:])
+        run.check(f"{at}/anomaly_map", prediction.unsmoothed_map)
+        run.check(f"{at}/image_score", prediction.image_score)
         if kind == "official":
             continue
-        run.check(f"{at}/anomaly_map_smooth", method.smooth(unsmoothed_map))
-        tokens, pooled, feature = method.encode_image(image)
-        run.check(f"{at}/tokens_0", tokens[0])
-        run.check(f"{at}/tokens_3", tokens[3])
+        run.check(f"{at}/anomaly_map_smooth", prediction.anomaly_map)
+        tokens, pooled = method.encode_prompted(features)
+        for level in (0, 3):
+            golden = run.out[f"{at}/tokens_{level}"]
+            run.out[f"{at}/tokens_{level}/patches"] = golden[..., -tokens[level].shape[1] :, :]  # without class token
+            run.check(f"{at}/tokens_{level}/patches", tokens[level])
+            logits = run.out[f"{at}/logits_lowres_{level}"]
+            margin = scores.patches[:, level].flatten(1)
+            torch.testing.assert_close(margin, logits[..., 1] - logits[..., 0], rtol=0, atol=2e-4)
         run.check(f"{at}/pooled", pooled)
-        text = method.encode_text([name], feature)
-        run.check(f"{at}/text_features", text.transpose(1, 2))
-        for layer in (0, 3):
-            logits = run.out[f"{at}/logits_lowres_{layer}"]
-            torch.testing.assert_close(margins[layer], logits[..., 1] - logits[..., 0], rtol=0, atol=2e-4)
-        if feature is not None:
-            run.check(f"{at}/vanilla_image_features", feature)
-            run.check(f"{at}/dynamic_visual_prompts", method.visual_dynamic(feature).unflatten(1, (method.length, -1)))
+        run.check(f"{at}/text_features", method.encode_text(text, features.image).transpose(1, 2))
+        if "D" in method.prompt_type:
+            run.check(f"{at}/vanilla_image_features", features.image)
+            dynamic = method.visual_dynamic(features.image).unflatten(1, (method.length, -1))
+            run.check(f"{at}/dynamic_visual_prompts", dynamic)
 
 
 @torch.no_grad()
@@ -80,10 +88,11 @@ def test_fusion_chooses_and_weighs_the_same_patches(run, tmp_path):
     method = build(run, tmp_path)
     for n, name in enumerate(run.meta["class_names"]):
         at = f"nohalf/img{n}"
-        tokens, _, feature = method.encode_image(run.out["in/images"][n : n + 1])
+        features = method.encode(run.out["in/images"][n : n + 1])
+        tokens, _ = method.encode_prompted(features)
         heads = zip(method.patch_heads, tokens, strict=True)
-        patches = torch.stack([normalize(head(layer[:, 1:])) for head, layer in heads])
-        text = method.encode_text([name], feature)
+        patches = torch.stack([normalize(head(layer)) for head, layer in heads])
+        text = method.encode_text(method.texts([name]), features.image)
         abnormality = (100 * patches.mean(0) @ text.transpose(1, 2)).softmax(-1)[..., 1]
         run.check(f"{at}/hsf_lowres_prob", abnormality)
         count = run.out[f"{at}/hsf_topk_indices"].shape[1]
@@ -106,6 +115,11 @@ def test_published_clustering(run, tmp_path):
     assert abs(float(prediction.image_score) - float(run.out["nohalf/img0/image_score"])) < 0.02
 
 
+def losses(method, images, names, masks, label, labels):
+    _, _, scores = compared(method, images, names, labels)
+    return method.losses(scores.patches, scores.image[:, 0], masks.bool(), label)
+
+
 @pytest.mark.parametrize("step", ["b1_abnormal", "b3"])
 def test_losses_and_gradients(run, step, tmp_path):
     if step not in run.meta["train"]:
@@ -113,12 +127,8 @@ def test_losses_and_gradients(run, step, tmp_path):
     rows = [0] if step == "b1_abnormal" else [0, 1, 2]
     method = build(run, tmp_path, dice="row" if len(rows) == 1 else "image").train()
     images = run.out["in/images"][rows]
-    margins, whole = method.compare(
-        images,
-        [run.meta["class_names"][row] for row in rows],
-        labels=run.out.get(f"train/nohalf/{step}/train_hsf_labels"),
-    )
-    terms = method.losses(margins, whole, run.out["in/masks"][rows, 0].bool(), run.out["in/labels"][rows])
+    names, labels = [run.meta["class_names"][row] for row in rows], run.out.get(f"train/nohalf/{step}/train_hsf_labels")
+    terms = losses(method, images, names, run.out["in/masks"][rows, 0], run.out["in/labels"][rows], labels)
     published = run.meta["train"][step]
     groups_known = len(rows) == 1 or not method.fusion
     if groups_known:
@@ -142,8 +152,8 @@ def test_losses_and_gradients(run, step, tmp_path):
 def test_step_of_the_optimizer(run, tmp_path):
     method = build(run, tmp_path, dice="row").train()
     labels = run.out.get("train/nohalf/b1_abnormal/train_hsf_labels")
-    margins, whole = method.compare(run.out["in/images"][:1], run.meta["class_names"][:1], labels=labels)
-    terms = method.losses(margins, whole, run.out["in/masks"][:1, 0].bool(), run.out["in/labels"][:1])
+    names, masks = run.meta["class_names"][:1], run.out["in/masks"][:1, 0]
+    terms = losses(method, run.out["in/images"][:1], names, masks, run.out["in/labels"][:1], labels)
     optimizer = method.configure_optimizers()
     torch.stack(list(terms.values())).sum().backward()
     optimizer.step()
@@ -169,6 +179,11 @@ def test_batch_equals_single_images(run, tmp_path):
 
 # -- without goldens: everything the paper ablates, on a tiny CLIP ------------------------------------------
 
+
+def loss(method, batch):
+    return method.loss(method.encode_for_loss(batch["image"]), batch)
+
+
 KINDS = [("none", "VL"), *itertools.product(("S", "D", "SD"), ("V", "L", "VL"))]
 
 
@@ -179,9 +194,10 @@ def test_every_combination_runs_and_trains_what_it_has(tiny, prompt_type, branch
         tiny, None, 64, prompt_type=prompt_type, branch=branch, depth=2, length=3, clusters=3, fusion=fusion
     )
     batch = random_batch(3)
-    torch.stack(list(method.train().loss(batch).values())).sum().backward()
+    torch.stack(list(loss(method.train(), batch).values())).sum().backward()
     silent = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert not silent
+    method.allow_untrained = True
     with torch.no_grad():
         together = method.eval().score(batch["image"], batch["class_name"])
         alone = method.score(batch["image"][1:2], batch["class_name"][1:2])
@@ -189,18 +205,18 @@ def test_every_combination_runs_and_trains_what_it_has(tiny, prompt_type, branch
     torch.testing.assert_close(alone.image_score[0], together.image_score[1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_picture_without_a_mask_teaches_the_image_score_alone(tiny):
+def test_an_image_without_a_mask_teaches_the_image_score_alone(tiny):
     method = AdaCLIP(tiny, None, 64, depth=2, length=3, clusters=3).train()
     batch = random_batch(3)
     batch["has_mask"][1] = False  # the anomalous one
-    terms = method.loss(batch)
-    margins, whole = method.compare(batch["image"], batch["class_name"])
+    terms = loss(method, batch)
+    _, _, scores = compared(method, batch["image"], batch["class_name"])
     rows = [0, 2]
-    expected = method.losses(margins[:, rows], whole, batch["mask"][rows], batch["label"])
+    expected = method.losses(scores.patches[rows], scores.image[:, 0], batch["mask"][rows], batch["label"])
     for name, term in terms.items():
         torch.testing.assert_close(term, expected[name])
     batch["has_mask"][:] = False
-    alone = method.loss(batch)
+    alone = loss(method, batch)
     torch.testing.assert_close(alone["image"], terms["image"])
     assert float(alone["focal"]) == float(alone["dice"]) == 0
     torch.stack(list(alone.values())).sum().backward()
@@ -208,6 +224,7 @@ def test_a_picture_without_a_mask_teaches_the_image_score_alone(tiny):
 
 def test_static_text_is_encoded_once_until_the_prompts_change(tiny, monkeypatch):
     method = AdaCLIP(tiny, None, 64, prompt_type="S", branch="L", depth=2, length=3).eval()
+    method.allow_untrained = True
     calls = []
     monkeypatch.setattr(
         module, "run_blocks", lambda *a, _real=module.run_blocks, **k: calls.append(1) or _real(*a, **k)
@@ -222,18 +239,18 @@ def test_static_text_is_encoded_once_until_the_prompts_change(tiny, monkeypatch)
         assert not torch.equal(method.score(batch["image"], batch["class_name"]).unsmoothed_map, first.unsmoothed_map)
 
 
-def test_plain_pass_of_a_training_picture_is_run_once(tiny, monkeypatch):
+def test_plain_pass_of_a_training_image_is_run_once(tiny, monkeypatch):
     method = AdaCLIP(tiny, None, 64, depth=2, length=3, clusters=3).train()
     calls = []
     encode = method.backbone.image.encode_tokens
-    monkeypatch.setattr(method.backbone.image, "encode_tokens", lambda x: calls.append(len(x)) or encode(x))
+    monkeypatch.setattr(method._plain, "_compute", lambda x: calls.append(len(x)) or encode(x))
     batch = random_batch(3)
-    first = {name: float(term) for name, term in method.loss(batch).items()}
-    second = {name: float(term) for name, term in method.loss(batch).items()}
+    first = {name: float(term) for name, term in loss(method, batch).items()}
+    second = {name: float(term) for name, term in loss(method, batch).items()}
     assert calls == [3]
     assert first == pytest.approx(second, rel=1e-5)
     batch["image"] = batch["image"].flip(-1)  # an augmented image is another one
-    method.loss(batch)
+    loss(method, batch)
     assert calls == [3, 3]
 
 
@@ -263,6 +280,7 @@ def test_clusters_are_as_tight_as_scikit_learns():
 
 def test_few_patches(tiny):
     method = AdaCLIP(tiny, None, 32, depth=2, clusters=20).eval()  # four patches, twenty groups
+    method.allow_untrained = True
     with torch.no_grad():
         prediction = method.score(torch.randn(2, 3, 32, 32), ["a", "b"])
     assert prediction.image_score.isfinite().all()
@@ -323,6 +341,31 @@ def test_a_checkpoint_knows_what_was_read_off_the_file(tiny, tmp_path):
     restored = vlad.load(str(tmp_path / "own.ckpt"))
     assert (restored.prompt_type, restored.depth, restored.length) == ("S", 2, 3)
     assert torch.equal(restored.text_static["block_2"], method.text_static["block_2"])
+
+
+@pytest.mark.parametrize("given", [{}, {"branch": "V"}, {"depth": 2}])
+def test_what_a_file_of_dynamic_prompts_does_not_tell_is_asked_for(tiny, tmp_path, given):
+    path = tmp_path / "dynamic.pth"
+    file = {
+        key: value for key, value in saved(AdaCLIP(tiny, None, 64, depth=2, length=3)).items() if "static" not in key
+    }
+    torch.save(file, path)
+    with pytest.raises(WeightsError, match=r"dynamic\.pth has dynamic prompts alone .*model\.branch .*model\.depth"):
+        AdaCLIP(tiny, None, 64, weights=str(path), **given)
+    method = AdaCLIP(tiny, None, 64, weights=str(path), branch="V", depth=2)
+    assert (method.prompt_type, method.branch, method.depth, method.length) == ("D", "V", 2, 3)
+    checkpoint = {"state_dict": dict(method.state_dict()), "hyper_parameters": dict(method.hparams)}
+    method.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "own.ckpt")
+    again = AdaCLIP(tiny, None, 64, weights=str(tmp_path / "own.ckpt"))  # our own files tell all of it
+    assert (again.prompt_type, again.branch, again.depth, again.length) == ("D", "V", 2, 3)
+
+
+def test_keys_beside_the_published_ones_are_told(tiny, tmp_path):
+    file = saved(AdaCLIP(tiny, None, 64, depth=2, length=3))
+    torch.save({**file, "epoch": 3, "notes": "x"}, tmp_path / "more.pth")
+    with pytest.warns(UserWarning, match=r"more\.pth holds more than AdaCLIP reads; passed over: epoch, notes"):
+        AdaCLIP(tiny, None, 64, weights=str(tmp_path / "more.pth"))
 
 
 class Evil:

@@ -1,12 +1,14 @@
 """``as_published``: one switch per method that makes a test run equal the authors' script."""
 
+import importlib.util
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from tests_support import DATA, golden
+from tests_support import DATA, golden, write_mvtec
 from torch.utils.data import DataLoader
 
 from vlad.callbacks.evaluator import Evaluator
@@ -213,3 +215,24 @@ def test_several_processes_are_told(monkeypatch):
         assert np.random.rand() == np.random.RandomState(111).rand()  # noqa: NPY002
     finally:
         np.random.set_state(state)  # noqa: NPY002
+
+
+# -- the experiment --------------------------------------------------------------------------------------------
+
+
+def test_both_ways_prints_both_settings(tmp_path, capsys, monkeypatch):
+    file = Path(__file__).parents[2] / "experiments/faithfulness/both_ways.py"
+    spec = importlib.util.spec_from_file_location("both_ways", file)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "METHODS", {"sdp": script.METHODS["sdp"]})
+    tree = write_mvtec(tmp_path / "mvtec_ad", ("bottle",), count=8) / "bottle"
+    table = script.choose(tree)
+    assert table.groupby(["category", "label"]).size().tolist() == [4, 4, 4, 4]
+    for option in ("--save", "--against"):
+        monkeypatch.setattr("sys.argv", ["both_ways.py", str(tree), option, str(tmp_path / "kept")])
+        script.main()
+    printed = capsys.readouterr().out
+    assert printed.count("| sdp | default |") == printed.count("| sdp | as_published |") == 2
+    assert "as_published against" in printed
+    assert "maps 0.0e+00 of their range, image scores 0.0e+00" in printed.splitlines()[-1]

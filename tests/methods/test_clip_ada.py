@@ -1,5 +1,8 @@
 """CLIP-ADA's reconstruction: the prompt, what learns, the refinements, and every choice as a setting."""
 
+import sys
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,15 +12,23 @@ from tests_support import SMALL, write_picture
 import vlad
 from vlad.clip.regions import full_boxes
 from vlad.datamodules import AnomalyDataModule
-from vlad.errors import DataError, MethodError
+from vlad.errors import MethodError
 from vlad.methods.clip_ada import CLIPADA
-from vlad.methods.losses import balanced_bce_loss
-from vlad.methods.refinement import REFINEMENTS, Zoom
+from vlad.methods.losses import Losses, balanced_bce_loss
+from vlad.methods.refinement import Head, NoRefinement, Refinement, Zoom
+from vlad.pseudo_anomalies import Synthesizer
 from vlad.testing import random_batch
 
 
 def build(tiny, **options):
-    return CLIPADA(tiny, None, 64, **{**SMALL["clip_ada"], **options})
+    method = CLIPADA(tiny, None, 64, **{**SMALL["clip_ada"], **options})
+    method.allow_untrained = True
+    return method
+
+
+def loss(method, batch):
+    batch = method.prepare(batch)
+    return method.loss(method.encode_for_loss(batch["image"]), batch)
 
 
 @pytest.fixture
@@ -75,13 +86,13 @@ def test_the_number_of_parameters(tiny):
         {},
         {"linear": False},
         {"normal_prompt": True},
-        {"region_view": 0.0},
-        {"refinement": "none"},
-        {"refinement": "head"},
-        {"pixel_loss": "balanced_bce"},
-        {"pixel_loss": "focal"},
-        {"recipe": "mixed", "textures": "images", "keep_to_part": True, "probability": 0.5},
-        {"recipe": "cutpaste", "words": "anomaly", "layers": [2]},
+        {"losses": Losses(region_view=0.0)},
+        {"refinement": NoRefinement()},
+        {"refinement": Head()},
+        {"losses": Losses("balanced_bce")},
+        {"losses": Losses("focal")},
+        {"synthesis": Synthesizer("mixed", 0.5, keep_to_part=True, textures="images")},
+        {"synthesis": Synthesizer("cutpaste"), "words": "anomaly", "layers": [2]},
     ],
 )
 def test_gradients_reach_what_is_meant_to_learn_and_nothing_else(tiny, batch, options):
@@ -90,7 +101,7 @@ def test_gradients_reach_what_is_meant_to_learn_and_nothing_else(tiny, batch, op
     optimizer = method.configure_optimizers()
     for _ in range(2):  # the decoder's inner layers begin to move at the second step
         optimizer.zero_grad()
-        terms = method.loss(batch)
+        terms = loss(method, batch)
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
     learned = {name for name, p in method.named_parameters() if p.requires_grad}
@@ -98,7 +109,7 @@ def test_gradients_reach_what_is_meant_to_learn_and_nothing_else(tiny, batch, op
     assert not silent
     assert {name.split(".")[0] for name in learned} <= {"prompt", "log_scale", "bias", "maps", "refinement"}
     assert all(p.grad is None and torch.equal(p, frozen[name]) for name, p in method.backbone.named_parameters())
-    assert ("region_dice" in terms) == (method.region_view > 0)
+    assert ("region_dice" in terms) == (method.losses.region_view > 0)
 
 
 def test_weight_decay_is_for_linear_maps_alone(tiny):
@@ -125,8 +136,9 @@ def test_every_batch_is_painted_anew(tiny, mvtec):
     """Also where gradients are accumulated over several."""
     method, seen = build(tiny), []
     paint = method.synthesize
-    method.synthesize = lambda images: seen.append(paint(images)) or seen[-1]
-    data = AnomalyDataModule(root=str(mvtec), train="mvtec_ad", batch_size=2, shuffle=False, num_workers=0)
+    method.synthesize = lambda *images: seen.append(paint(*images)) or seen[-1]
+    data = AnomalyDataModule(root=str(mvtec), train="mvtec_ad", batch_size=2, num_workers=0)
+    data.require(method.requirements)
     Trainer(
         max_epochs=2,
         accumulate_grad_batches=3,
@@ -147,7 +159,7 @@ def limits(tiny):
 
 
 def test_regions_of_training_hold_an_anomalous_pixel(tiny):
-    method = build(tiny, min_side=0.4)
+    method = build(tiny, refinement=Zoom(min_side=0.4))
     mask = torch.zeros(64, 50, 50, dtype=torch.bool)
     mask[:, 40:44, 3:6] = True
     mask[32:] = False
@@ -166,6 +178,7 @@ def test_rate_falls_at_the_end(tiny, tmp_path):
         write_picture(tmp_path / "train" / "good" / f"{i}.png", seed=i)
     data = AnomalyDataModule(train=str(tmp_path), batch_size=2, num_workers=0)
     method, rates = build(tiny), []
+    data.require(method.requirements)
     method.on_train_batch_end = lambda *_: rates.append(method.optimizers().param_groups[0]["lr"])
     trainer = Trainer(
         max_epochs=10, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
@@ -190,14 +203,16 @@ def test_balanced_loss_counts_the_hardest_normal_pixels():
 # -- refinement ---------------------------------------------------------------------------------------------
 
 
-def test_a_box_of_the_whole_picture_leaves_the_map_unchanged(tiny, batch, monkeypatch):
+def test_a_box_of_the_whole_image_leaves_the_map_unchanged(tiny, batch, monkeypatch):
     method = build(tiny).eval()
     boxes = full_boxes(2)
     monkeypatch.setattr("vlad.methods.refinement.find_regions", lambda *_, **__: (torch.arange(2), boxes))
     with torch.no_grad():
         prediction = method.score(batch["image"], ["a", "b"])
-    torch.testing.assert_close(prediction.unsmoothed_map, prediction.unrefined.unsmoothed_map, atol=1e-6, rtol=0)
-    torch.testing.assert_close(prediction.image_score, prediction.unrefined.image_score, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        prediction.unsmoothed_map, prediction.stages["initial"].unsmoothed_map, atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(prediction.image_score, prediction.stages["initial"].image_score, atol=1e-6, rtol=0)
 
 
 def test_zoom_changes_the_boxes_alone_and_merges_means():
@@ -217,8 +232,8 @@ def test_zoom_changes_the_boxes_alone_and_merges_means():
 def test_all_regions_of_a_batch_are_encoded_together(tiny, batch, monkeypatch):
     method = build(tiny).eval()
     calls = []
-    compare = method.compare
-    monkeypatch.setattr(method, "compare", lambda views: calls.append(len(views)) or compare(views))
+    encode = method._encode_views
+    monkeypatch.setattr(method, "_encode_views", lambda views: calls.append(len(views)) or encode(views))
     with torch.no_grad():
         method.score(batch["image"], ["a", "b"])
     assert len(calls) == 2
@@ -227,17 +242,17 @@ def test_all_regions_of_a_batch_are_encoded_together(tiny, batch, monkeypatch):
 
 
 def test_the_decoder_begins_as_the_identity(tiny, batch):
-    method = build(tiny, refinement="head").eval()
+    method = build(tiny, refinement=Head()).eval()
     with torch.no_grad():
         prediction = method.score(batch["image"], ["a", "b"])
-        assert torch.equal(prediction.unsmoothed_map, prediction.unrefined.unsmoothed_map)
+        assert torch.equal(prediction.unsmoothed_map, prediction.stages["initial"].unsmoothed_map)
         method.refinement.last.bias.add_(1.0)
         assert not torch.equal(method.score(batch["image"], ["a", "b"]).unsmoothed_map, prediction.unsmoothed_map)
 
 
 def test_without_refinement_there_is_one_map(tiny, batch):
     with torch.no_grad():
-        assert build(tiny, refinement="none").eval().score(batch["image"], ["a", "b"]).unrefined is None
+        assert build(tiny, refinement=NoRefinement()).eval().score(batch["image"], ["a", "b"]).stages is None
 
 
 def test_image_score_is_the_mean_of_the_highest_pixels(tiny, batch):
@@ -255,62 +270,84 @@ def test_bf16_is_near_float32(tiny, batch):
         with torch.autocast("cpu", torch.bfloat16):
             half = method.score(batch["image"], ["a", "b"])
     assert half.anomaly_map.dtype == torch.float32
-    torch.testing.assert_close(half.unrefined.anomaly_map, plain.unrefined.anomaly_map, atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        half.stages["initial"].anomaly_map, plain.stages["initial"].anomaly_map, atol=0.02, rtol=0
+    )
 
 
 # -- data and files -----------------------------------------------------------------------------------------
 
 
-def test_anomalous_pictures_are_left_out_of_training(tiny, mvtec):
+def test_only_normal_images_are_asked_for_and_trained_on(tiny, mvtec):
     method, data = build(tiny), AnomalyDataModule(root=str(mvtec), train="mvtec_ad", test="mvtec_ad", num_workers=0)
+    assert method.requirements.supervision == "one-class"
+    assert method.requirements.preprocess.size == method.full_size == 96
+    data.require(method.requirements)
     Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False).fit(
         method, data
     )
     assert set(data.frames["train"]["split"]) == {"train"}
-    mixed = AnomalyDataModule(root=str(mvtec), train={"name": "mvtec_ad", "split": "all"}, num_workers=0)
-    mixed.trainer = method.trainer
-    with pytest.warns(UserWarning, match="6 images of data.train are not normal and are left out"):
-        mixed.setup("fit")
-    assert set(mixed.frames["train"]["label"]) == {0}
-    bad = AnomalyDataModule(root=str(mvtec), train={"name": "mvtec_ad", "split": "test"}, num_workers=0)
-    bad.trainer = method.trainer
-    for folder in (mvtec / "mvtec_ad").glob("*/test/good"):
-        for file in folder.iterdir():
-            file.unlink()
-    with pytest.raises(DataError, match="data.train are all not normal"):
-        bad.setup("fit")
+    assert set(data.frames["train"]["label"]) == {0}
 
 
-def test_missing_textures_are_told_before_training_and_not_missed_after(tiny, tmp_path):
-    method = build(tiny, textures=str(tmp_path / "dtd"))
-    with pytest.raises(DataError, match="texture folder .*dtd does not exist"):
-        method.setup("fit")
-    method.setup("test")
+def test_given_textures_are_what_is_painted(tiny, batch):
+    """A texture of one colour: what is new in the image lies between it and what was there."""
+    method = build(tiny, synthesis=Synthesizer("perlin"))
+    torch.manual_seed(0)
+    red = torch.zeros(2, 3, 96, 96, dtype=torch.uint8)
+    red[:, 0] = 255
+    plain, mask = method.synthesize(batch["image"])
+    painted, red_mask = method.synthesize(batch["image"], red)
+    assert red_mask.any()
+    assert mask.any()
+    assert not torch.equal(painted, plain)
+    inside = red_mask[0] if red_mask[0].any() else red_mask[1]
+    row = 0 if red_mask[0].any() else 1
+    spread = [float(x[row].std(-1).mean()) for x in (painted.where(inside, 0), plain.where(inside, 0))]
+    assert spread[0] != spread[1]
+    torch.manual_seed(0)
+    views = method.prepare({**batch, "texture": red})["image"]
+    torch.manual_seed(0)
+    assert torch.equal(views, method.prepare({**batch, "texture": red})["image"])
+    torch.manual_seed(0)
+    assert not torch.equal(views, method.prepare(batch)["image"])
 
 
-def test_another_refinement_can_be_dropped_in(tiny, batch, monkeypatch):
-    class Shift:
-        def __init__(self, *, margin: float) -> None:
-            self.margin = margin
+@dataclass
+class Shift(Refinement):
+    """A refinement of a third party's: every logit is raised."""
 
-        def __call__(self, logits, levels, images, look):
-            return logits + self.margin
+    margin: float = 1.0
 
-    monkeypatch.setitem(REFINEMENTS, "shift", Shift)
+    def refine(self, logits, levels, images, look, module):
+        """Returns higher maps."""
+        return logits + self.margin
+
+
+@pytest.mark.parametrize(
+    "given", [Shift(2.0), {"class_path": f"{Shift.__module__}.Shift", "init_args": {"margin": 2.0}}]
+)
+def test_another_refinement_can_be_dropped_in(tiny, batch, given, monkeypatch):
+    monkeypatch.setitem(sys.modules, Shift.__module__, sys.modules[__name__])
+    method = build(tiny, refinement=given).eval()
     with torch.no_grad():
-        prediction = build(tiny, refinement="shift", margin=2.0).eval().score(batch["image"], ["a", "b"])
-    expected = (prediction.unrefined.unsmoothed_map.logit() + 2).sigmoid()
+        prediction = method.score(batch["image"], ["a", "b"])
+    expected = (prediction.stages["initial"].unsmoothed_map.logit() + 2).sigmoid()
     torch.testing.assert_close(prediction.unsmoothed_map, expected, atol=1e-4, rtol=0)
+    assert method.hparams["refinement"]["init_args"] == {"margin": 2.0}
 
 
 def test_a_checkpoint_comes_back(tiny, tmp_path, batch):
-    method = build(tiny, layers=[1, 3], length=7, words="anomaly", refinement="head").eval()
+    method = build(tiny, layers=[1, 3], length=7, words="anomaly", refinement=Head(), losses=Losses("focal")).eval()
     with torch.no_grad():
         method.refinement.last.bias.add_(0.5)
     checkpoint = {"state_dict": dict(method.state_dict()), "hyper_parameters": dict(method.hparams)}
     method.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "own.ckpt")
     restored = vlad.load(str(tmp_path / "own.ckpt"))
+    assert isinstance(restored.how, Head)
+    assert restored.losses == Losses("focal")
+    restored.allow_untrained = True
     with torch.no_grad():
         a, b = (m.score(batch["image"], ["a", "b"]) for m in (method, restored))
     assert torch.equal(a.anomaly_map, b.anomaly_map)
@@ -322,11 +359,13 @@ def test_a_checkpoint_comes_back(tiny, tmp_path, batch):
         ({"full_size": 32}, "full_size must be at least image_size"),
         ({"length": 0}, "length must be from 1 to 75, got 0"),
         ({"length": 75, "words": "anomaly"}, "length must be from 1 to 74"),
-        ({"min_side": 0.0}, "overlaps"),
-        ({"threshold": 1.5}, "overlaps"),
-        ({"refinement": "zom"}, "no refinement is named 'zom'; did you mean zoom"),
-        ({"recipe": "perlim"}, "no recipe is named 'perlim'; did you mean perlin"),
-        ({"pixel_loss": "bcee"}, "no pixel_loss is named 'bcee'; did you mean bce"),
+        ({"top": 1.5}, "top is a share: between 0 and 1"),
+        ({"refinement": {"class_path": "Zoom", "init_args": {"min_side": 0.0}}}, "threshold and min_side are shares"),
+        ({"refinement": {"class_path": "Zoom", "init_args": {"threshold": 1.5}}}, "threshold and min_side are shares"),
+        ({"refinement": {"class_path": "Zom"}}, "there is no refinement Zom"),
+        ({"refinement": {"class_path": "Zoom", "init_args": {"cuont": 2}}}, "Zoom has no argument 'cuont'.*count"),
+        ({"synthesis": {"recipe": "perlim"}}, "no recipe is named 'perlim'; did you mean perlin"),
+        ({"losses": {"pixel": "bcee"}}, "no pixel loss is named 'bcee'; did you mean bce"),
         ({"layers": [9]}, "layers must be different block numbers from 1 to 4"),
     ],
 )

@@ -8,6 +8,7 @@ from vlad.methods.representative import representative_vector
 from vlad.methods.sdp import SDP
 from vlad.methods.sdp_plus import SDPPlus
 from vlad.testing import random_batch
+from vlad.types import take_rows
 
 
 def arguments(golden, **more):
@@ -31,7 +32,12 @@ def sdp(clip_ad):
 def sdp_plus(clip_ad):
     method = SDPPlus(**arguments(clip_ad)).eval()
     method.load_state_dict({**method.state_dict(), **method.published_state({"linear_layers": clip_ad.method})})
+    method.origin = "golden"
     return method
+
+
+def loss(method, batch):
+    return method.loss(method.encode_for_loss(batch["image"]), batch)
 
 
 @pytest.mark.parametrize(
@@ -58,15 +64,26 @@ def test_text_vectors(clip_ad, sdp, name, kind, options):
 
 def test_tokens(clip_ad, sdp):
     rows = slice(None, None, 4)  # the golden holds two images
-    ordinary, staged = sdp.encode(clip_ad.out["in/image"])
-    for layer, plain, second in zip(sdp.layers, ordinary, staged, strict=True):
+    features = sdp.encode(clip_ad.out["in/image"])
+    assert features.levels[0].shape[1:3] == features.branch[0].shape[1:3] == sdp.backbone.grid(*[sdp.image_size] * 2)
+    for level, layer in enumerate(sdp.layers):
+        plain, second = (joined(features.classes[level], some[level]) for some in (features.levels, features.branch))
         clip_ad.check(f"tok/ori_{layer}", plain[rows])
-        clip_ad.check(f"tok/surgery_{layer}", sdp.backbone.image.project(second)[rows])
+        staged = sdp.backbone.image.project(second)[rows]
+        golden = clip_ad.out[f"tok/surgery_{layer}"]
+        clip_ad.out[f"tok/surgery_{layer}/patches"] = golden[:, 1:]  # the branch's class token is read by nothing
+        clip_ad.check(f"tok/surgery_{layer}/patches", staged[:, 1:])
+
+
+def joined(token, patches):
+    """Puts a class token (B, W) before patch tokens (B, h, w, W)."""
+    return torch.cat([token[:, None], patches.flatten(1, 2)], dim=1)
 
 
 def test_sdp_maps_and_scores(clip_ad, sdp):
     out = clip_ad.out
     prediction = sdp.score(out["in/image"], clip_ad.meta["class_per_image"])
+    assert prediction.stages is None
     clip_ad.check("map/sdp_before_smoothing", prediction.unsmoothed_map)
     clip_ad.check("out/sdp/map", prediction.anomaly_map)
     clip_ad.check("out/sdp/score_text", prediction.score_components[:, 0])
@@ -74,15 +91,16 @@ def test_sdp_maps_and_scores(clip_ad, sdp):
 
 
 @pytest.mark.parametrize("name", ["sdp", "sdp_plus"])
-def test_fused_score(clip_ad, name, request):
+def test_fused_score_of_each_category(clip_ad, name, request):
     method = request.getfixturevalue(name)
-    method.image_fusion = "minmax"
-    terms = method.score(clip_ad.out["in/image"], clip_ad.meta["class_per_image"]).score_components
-    names = clip_ad.meta["class_per_image"]
-    fused = torch.cat([method.fuse_scores(terms[[n == c for n in names]]) for c in dict.fromkeys(names)])
+    prediction = method.score(clip_ad.out["in/image"], clip_ad.meta["class_per_image"])
+    names, size = clip_ad.meta["class_per_image"], prediction.anomaly_map.shape[-2:]
+    fused = torch.empty(len(names))
+    for category in dict.fromkeys(names):
+        rows = torch.tensor([n == category for n in names])
+        fused[rows] = method.score_set(None, take_rows(prediction, rows), size).image_score
     clip_ad.check(f"out/{name}/score_fused", fused)
-    method.image_fusion = "sum"
-    assert torch.equal(method.fuse_scores(terms), terms.sum(1))
+    torch.testing.assert_close(prediction.image_score, prediction.score_components.sum(1))
 
 
 def test_sdp_plus_maps_and_scores(clip_ad, sdp_plus):
@@ -91,10 +109,9 @@ def test_sdp_plus_maps_and_scores(clip_ad, sdp_plus):
     clip_ad.check("out/sdp_plus/map", prediction.anomaly_map)
     clip_ad.check("out/sdp_plus/score_text", prediction.score_components[:, 0])
     clip_ad.check("out/sdp_plus/score_max", prediction.score_components[:, 1])
-    ordinary, _ = sdp_plus.encode(out["in/image"])
-    margins = sdp_plus.margins(ordinary, sdp_plus.texts(clip_ad.meta["class_per_image"]))
+    margins = sdp_plus.margins(sdp_plus.encode(out["in/image"]), sdp_plus.texts(clip_ad.meta["class_per_image"]))
     for layer, margin in zip(sdp_plus.layers, margins, strict=True):
-        logits = out[f"lin/logits_{layer}"]
+        logits, margin = out[f"lin/logits_{layer}"], margin.flatten(1)
         torch.testing.assert_close(
             margin, logits[..., 1] - logits[..., 0], rtol=0, atol=1e-4 * float(logits.abs().max())
         )
@@ -110,7 +127,7 @@ def test_training_step(clip_ad):
         "class_name": [clip_ad.meta["class_per_image"][i] for i in rows],
     }
     optimizer = method.configure_optimizers()
-    terms = method.loss(batch)
+    terms = loss(method, batch)
     clip_ad.out["train/focal_sum"] = clip_ad.out["train/focal"].sum()
     clip_ad.out["train/dice_sum"] = clip_ad.out["train/dice"].sum()
     clip_ad.check("train/focal_sum", terms["focal"])
@@ -142,14 +159,14 @@ def test_stages_follow_the_published_division(tiny):
     assert [method.stage_end(layer) for layer in (1, 2, 3, 4)] == [1, 2, 3, 4]
 
 
-def test_a_picture_without_a_mask_is_left_out_of_training(tiny):
+def test_an_image_without_a_mask_is_left_out_of_training(tiny):
     method = SDPPlus(backbone=tiny, pretrained=None, image_size=64, layers=[2, 4])
     batch = random_batch(3)
     batch["has_mask"][1] = False
     rest = {key: value[::2] for key, value in batch.items()}
-    for name, term in method.loss(batch).items():
-        torch.testing.assert_close(term, method.loss(rest)[name])
+    for name, term in loss(method, batch).items():
+        torch.testing.assert_close(term, loss(method, rest)[name])
     batch["has_mask"][:] = False
-    nothing = method.loss(batch)
+    nothing = loss(method, batch)
     assert float(nothing["focal"]) == 0
     torch.stack(list(nothing.values())).sum().backward()

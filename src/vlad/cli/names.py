@@ -110,8 +110,8 @@ def expand_arguments(arguments: list[str]) -> list[str]:
         while end < len(expanded) and not expanded[end].startswith("-"):
             end += 1
         if end > 1:
-            pictures = [part for picture in expanded[1:end] for part in ("--data.predict+", picture)]
-            expanded[1:end] = pictures
+            paths = [part for path in expanded[1:end] for part in ("--data.predict+", path)]
+            expanded[1:end] = paths
     return expanded
 
 

@@ -192,7 +192,9 @@ def read_record(text: str, origin: str) -> Record:
             if old in {layout.label, *groups, *layout.columns}:
                 raise renamed(old, f" in layout '{layout.name}'")
         if layout.label not in _LABELS:
-            raise DataError(f"{origin}: layout '{layout.name}': label '{layout.label}'; {nearest(layout.label, _LABELS)}")
+            raise DataError(
+                f"{origin}: layout '{layout.name}': label '{layout.label}'; {nearest(layout.label, _LABELS)}"
+            )
     if not record.layouts or not record.categories:
         raise DataError(f"{origin}: a record needs [categories] and at least one [[layouts]]")
     return record

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.datamodules.image_files import IMAGE_SUFFIXES, list_files
-from vlad.datamodules.index import finish
+from vlad.datamodules.index import finish, plain_id
+from vlad.datamodules.tables import read_table, with_new_names
 from vlad.datamodules.video import VIDEO_SUFFIXES, count_frames
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["index_folder", "index_images", "index_table", "read_table"]
+__all__ = ["index_folder", "index_images", "index_table"]
 
 NORMAL = frozenset({"good", "ok", "normal", "no", "free", "pass", "negative", "healthy"})
 ANOMALOUS = frozenset(
@@ -213,23 +213,24 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
     """Indexes a table of images: CSV, JSON lines or parquet.
 
     Columns: ``image_path`` (required); ``label`` (0/1/-1, good/bad and the like; where missing, 1 if there is
-    a mask, else -1); ``mask_path``; ``category`` or ``class``; ``split`` (default test); ``dataset``; and what
-    ``vlad data index`` writes: ``row_crop``, ``frame``, ``reader``, ``mask_threshold``.
+    a mask, else -1); ``mask_path``; ``category`` or ``class``; ``split`` (default test); ``dataset``;
+    ``class_name`` (for the prompts); ``image_id`` (by default the path); and what ``vlad data index`` writes beside
+    them: ``row_crop``, ``frame``, ``reader``, ``mask_threshold``.
 
     Args:
         file: The table.
         root: Folder that relative paths start from; defaults to the table's own.
-        class_name: What is in the images, for the prompts; defaults to each row's category.
+        class_name: What is in the images, for the prompts; defaults to each row's ``class_name`` or category.
 
     Raises:
         DataError: Unreadable table, or problems in its rows: all are reported together, five examples each.
     """
-    table = _with_new_names(read_table(file), file)
+    table = with_new_names(read_table(file), file)
     base = root or file.parent
     if "image_path" not in table.columns:
         raise DataError(f"table {file} has no column image_path; it has {list(table.columns)}")
     problems: dict[str, list[str]] = {}
-    rows, seen = [], set()
+    rows, seen, names = [], set(), set()
     for number, line in enumerate(table.fillna("").to_dict("records"), start=1):
         relative = str(line["image_path"]).strip()
         image, mask = base / relative, str(line.get("mask_path", "")).strip()
@@ -252,7 +253,8 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
             line.get("category") or line.get("class") or ("" if _label_of([parent.lower()]) >= 0 else parent)
         )
         category = category or "object"
-        row = _row(str(line.get("dataset") or file.stem), class_name or category, "", label, "", relative, image, "")
+        prompt = class_name or str(line.get("class_name") or category)
+        row = _row(str(line.get("dataset") or file.stem), prompt, "", label, "", relative, image, "")
         row |= {
             "category": category,
             "split": str(line.get("split") or "test"),
@@ -261,6 +263,11 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
         row["mask_path"] = str(base / mask) if mask else ""
         row |= {"row_crop": row_crop, "frame": frame, "reader": str(line.get("reader", ""))}
         row["mask_threshold"] = _number(line.get("mask_threshold"), 0)
+        row["image_id"] = plain_id(str(line.get("image_id", "")))
+        name = (row["dataset"], category, row["image_id"])
+        if row["image_id"] and name in names:
+            problems.setdefault("duplicate image ids", []).append(f"row {number}: {row['image_id']}")
+        names.add(name)
         rows.append(row)
     if problems:
         parts = [
@@ -279,43 +286,3 @@ def _number(value: Any, default: int) -> int:
         return int(float(value))
     except (TypeError, ValueError, OverflowError):
         return default
-
-
-_RENAMED = {"species": "defect_type", "band": "row_crop", "key": "image_id"}
-
-
-def _with_new_names(table: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """Renames the columns of tables that ``vlad data index`` wrote before version 0.2, and says so.
-
-    ``key`` alone makes no such table: it may be anybody's column.
-    """
-    old = {name: new for name, new in _RENAMED.items() if name in table.columns and new not in table.columns}
-    if not old.keys() - {"key"}:
-        return table
-    told = ", ".join(f"{name} is {new} now" for name, new in old.items())
-    warnings.warn(f"table {file} has columns of an older version ({told}); write it anew: vlad data index", stacklevel=3)
-    return table.rename(columns=old)
-
-
-def read_table(file: Path) -> pd.DataFrame:
-    """Reads a table, whatever its columns; .csv, .tsv, .jsonl or .parquet.
-
-    Raises:
-        DataError: No such file, an unknown suffix, or a broken table.
-    """
-    import pandas as pd
-
-    if not file.is_file():
-        raise DataError(f"table {file} does not exist")
-    try:
-        if file.suffix == ".parquet":
-            return pd.read_parquet(file)
-        if file.suffix in {".jsonl", ".ndjson"}:
-            return pd.read_json(file, lines=True, dtype=False)
-        if file.suffix in {".csv", ".tsv"}:
-            return pd.read_csv(file, dtype=str, keep_default_na=False, sep="\t" if file.suffix == ".tsv" else ",")
-    except ImportError as error:
-        raise DataError(f"table {file}: reading parquet needs pyarrow; pip install 'vlad[parquet]'") from error
-    except (ValueError, OSError) as error:
-        raise DataError(f"table {file} cannot be read: {str(error).splitlines()[0]}") from error
-    raise DataError(f"table {file} has the suffix {file.suffix}; use .csv, .tsv, .jsonl or .parquet")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from vlad.datamodules.augment import build_augment
 from vlad.datamodules.catalog import get_protocol, get_record, list_datasets
 from vlad.datamodules.dataset import AnomalyDataset, collate
-from vlad.datamodules.references import check_shots, given_references, hold_out, train_references
+from vlad.datamodules.references import check_shots, draw_references, given_references
 from vlad.datamodules.sampling import SizeBatches
 from vlad.datamodules.selection import (
     file_digest,
@@ -244,25 +244,13 @@ class AnomalyDataModule(LightningDataModule):
                 raise DataError("data.shots draws from a data set; for your own images give --references FOLDER")
             references, tested = [], []
             for source in as_sources(self.sources[part]):
-                scored = select_part(
-                    self.locations.index(source), source, part_split(source, part), part, self.categories
-                )
                 whole = self.locations.index(source)
-                normal = whole[(whole["split"] == "train") & (whole["label"] == 0)]
-                normal = normal[normal["category"].isin(set(scored["category"]))]
-                without = scored[~scored["category"].isin(set(normal["category"]))]
-                rest = scored[scored["category"].isin(set(normal["category"]))]
-                if len(normal):
-                    references.append(train_references(normal.reset_index(drop=True), self.shots, self.seed))
-                if len(without):
-                    held, left = hold_out(without.reset_index(drop=True), self.shots, self.seed)
-                    references.append(held)
-                    rank_zero_info(
-                        f"{source.name}: no normal training images; {len(without) - len(left)} normal test images are "
-                        "held out as references, whatever the number of shots"
-                    )
-                    rest = pd.concat([rest, left])
+                scored = select_part(whole, source, part_split(source, part), part, self.categories)
+                drawn, rest, told = draw_references(whole, scored, self.shots, self.seed)
+                references.append(drawn)
                 tested.append(rest)
+                if told:
+                    rank_zero_info(told)
             self.frames["references"] = pd.concat(references, ignore_index=True)
             self.frames[part] = pd.concat(tested, ignore_index=True)
 

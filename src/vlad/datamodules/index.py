@@ -14,7 +14,7 @@ from vlad.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "finish", "index_record"]
+__all__ = ["COLUMNS", "finish", "index_record", "plain_id"]
 
 COLUMNS = (
     "dataset",
@@ -41,11 +41,16 @@ def _without_suffix(path: str) -> str:
     return path[: -len(Path(path).suffix)]
 
 
+def plain_id(path: str) -> str:
+    """Returns a path as the name of an image: a place below a folder, whatever the path."""
+    return "/".join(part for part in path.split("/") if part not in {"", ".", ".."})
+
+
 def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Makes an index of rows: fills the columns and names each image uniquely within its category.
 
-    The name (``image_id``) is the path below the root, or below the category's folder, without its suffix; where two
-    images share it, with it.
+    The name (``image_id``), where a row has none, is the path below the root, or below the category's folder, without
+    its suffix; where two images share it, with it.
     """
     import pandas as pd
 
@@ -61,8 +66,11 @@ def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
     for row in rows:
         key = row["relative"] if times[short(row)] > 1 else _without_suffix(row["relative"])
         row = {"row_crop": "", "frame": -1, "reader": "", **row}
-        parts = [part for part in key.split("/") if part not in {"", ".", ".."}]
-        row["image_id"] = "/".join(parts[1:] if len(parts) > 1 and parts[0] == row["category"] else parts)
+        if row.get("image_id"):
+            finished.append(row)
+            continue
+        row["image_id"] = plain_id(key)
+        row["image_id"] = row["image_id"].removeprefix(f"{row['category']}/")
         if row["row_crop"]:
             row["image_id"] += "_" + row["row_crop"].split("/")[0]
         if row["frame"] >= 0:

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlad.datamodules.custom import index_images, read_table
+from vlad.datamodules.custom import index_images
 from vlad.datamodules.selection import draw, shared_rows
+from vlad.datamodules.tables import read_table
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["HELD_OUT", "check_shots", "given_references", "hold_out", "train_references"]
+__all__ = ["HELD_OUT", "check_shots", "draw_references", "given_references", "hold_out", "train_references"]
 
 HELD_OUT = 8
 """Normal images per category that are held out where a data set has no train split, whatever k is asked for."""
@@ -68,6 +69,40 @@ def hold_out(test: pd.DataFrame, shots: int, seed: int) -> tuple[pd.DataFrame, p
     held = draw(normal, HELD_OUT, seed, "normal test images", "data.shots")
     rest = test.drop(index=test.index[[row for _, row in shared_rows(held, test)]])
     return (draw(held, shots, seed + 1, "held-out images", "data.shots") if shots else held.iloc[:0]), rest
+
+
+def draw_references(
+    whole: pd.DataFrame, scored: pd.DataFrame, shots: int, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Draws references of a data set: from its train split, and of categories that have none, from what is scored.
+
+    Args:
+        whole: Index of the data set, all splits.
+        scored: Its rows that are scored.
+        shots: References per category.
+        seed: Seed of the draw.
+
+    Returns:
+        References, the rows that are still scored, and one line on what was held out, or "".
+
+    Raises:
+        DataError: A category has fewer normal images.
+    """
+    import pandas as pd
+
+    normal = whole[(whole["split"] == "train") & (whole["label"] == 0) & whole["category"].isin(scored["category"])]
+    has_normal = scored["category"].isin(normal["category"])
+    references, rest = train_references(normal.reset_index(drop=True), shots, seed), scored[has_normal]
+    if has_normal.all():
+        return references, rest, ""
+    held, left = hold_out(scored[~has_normal].reset_index(drop=True), shots, seed)
+    count = len(scored) - len(rest) - len(left)
+    told = (
+        f"{scored['dataset'].iloc[0]}: no normal training images; {count} test images are held out as references, "
+        "whatever the number of shots"
+    )
+    joined = [pd.concat(parts, ignore_index=True) for parts in ([references, held], [rest, left])]
+    return joined[0], joined[1], told
 
 
 def given_references(given: Sequence[str] | str, shots: int | None, seed: int, wanted: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from vlad.clip.prompt_tokens import append_prompts, overwrite_prompts
 from vlad.clip.similarity import normalize, upsample
 from vlad.clip.text import PackedSentences, pack_sentences
 from vlad.encoders import Encoder
-from vlad.errors import MethodError
+from vlad.errors import MethodError, WeightsError
 from vlad.methods.adaclip_published import PUBLISHED, published_state, read_settings, run_own_blocks, seed_numpy
 from vlad.methods.base import Method
 from vlad.methods.embedding_cache import EmbeddingCache
@@ -106,6 +106,11 @@ class AdaCLIP(Method):
         self.layers = tuple(image.depth // 4 * k for k in (1, 2, 3, 4))
         weights = weights and str(locate(weights, self.published_weights))
         known = read_settings(read_file(weights), weights) if weights else {}
+        if known.get("prompt_type") == "D" and None in (known.get("branch", branch), known.get("depth", depth)):
+            raise WeightsError(
+                f"{weights} has dynamic prompts alone and does not tell in which towers and blocks they were: give "
+                "model.branch (VL, V or L) and model.depth as it was trained"
+            )
         self.prompt_type: PromptType = prompt_type or known.get("prompt_type", "SD")
         self.branch: Branch = branch or known.get("branch", "VL")
         self.depth: int = known.get("depth", 4) if depth is None else depth

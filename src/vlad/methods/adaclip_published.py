@@ -51,7 +51,7 @@ def published_state(
         WeightsError: A key is missing, or one is left over.
         KeyError: It is no file of AdaCLIP's.
     """
-    state, left = {}, dict(file)
+    state, left = {}, {key: file[key] for key in file if key.startswith("clip_model.")}
 
     def take(name: str) -> Tensor:
         if f"clip_model.{name}" not in left:
@@ -82,7 +82,11 @@ def published_state(
 
 
 def read_settings(file: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Reads type, branch, depth and length of prompts off the names and shapes of a published file, or off our own."""
+    """Reads type, branch, depth and length of prompts off the names and shapes of a published file, or off our own.
+
+    A published file with dynamic prompts alone does not tell branch and depth: what made its prompts is saved for both
+    towers, whichever has them, and serves every block.
+    """
     if "vlad" in file:
         saved = hyperparameters(file)
         return {key: saved[key] for key in ("prompt_type", "branch", "depth", "length") if saved.get(key) is not None}

@@ -36,7 +36,7 @@ class Scene:
     random: Random
 
     @property
-    def pictures(self) -> Tensor:
+    def chosen(self) -> Tensor:
         """The images to change (n, 3, S, S)."""
         return self.images[self.rows]
 
@@ -87,11 +87,11 @@ def perlin(scene: Scene) -> tuple[Tensor, Tensor]:
 
     x (1 − M) + ((1 − β) A + β x) M, the share β of the image drawn from [0, 0.8).
     """
-    pictures, random = scene.pictures, scene.random
+    chosen, random = scene.chosen, scene.random
     texture = _three_changes(scene.textures(scene.images, scene.rows, random), random)
-    share = random.uniform(0, 0.8, len(pictures), 1, 1, 1)
-    mask = perlin_masks(len(pictures), pictures.shape[-1], random) & scene.allowed
-    return torch.where(mask[:, None], texture + share * (pictures - texture), pictures), mask
+    share = random.uniform(0, 0.8, len(chosen), 1, 1, 1)
+    mask = perlin_masks(len(chosen), chosen.shape[-1], random) & scene.allowed
+    return torch.where(mask[:, None], texture + share * (chosen - texture), chosen), mask
 
 
 def cutpaste(scene: Scene) -> tuple[Tensor, Tensor]:
@@ -102,8 +102,8 @@ def cutpaste(scene: Scene) -> tuple[Tensor, Tensor]:
     """
     from kornia import enhance
 
-    pictures, random = scene.pictures, scene.random
-    n, size = len(pictures), pictures.shape[-1]
+    chosen, random = scene.chosen, scene.random
+    n, size = len(chosen), chosen.shape[-1]
     area, aspect = random.uniform(0.02, 0.15, n), 3.3 ** random.uniform(-1, 1, n)
     scar = random.chance(0.5, n)
     height = torch.where(scar, random.uniform(0.01, 0.06, n), (area / aspect).sqrt()) * size
@@ -111,7 +111,7 @@ def cutpaste(scene: Scene) -> tuple[Tensor, Tensor]:
     angle = torch.where(scar, random.uniform(-torch.pi / 4, torch.pi / 4, n), torch.zeros_like(area))
 
     target = scene.places().float() + 0.5
-    line = torch.arange(size, device=pictures.device) + 0.5
+    line = torch.arange(size, device=chosen.device) + 0.5
     y, x = line[None, :, None] - target[:, 0, None, None], line[None, None, :] - target[:, 1, None, None]
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     v, u = cos * y - sin * x, sin * y + cos * x  # in the axes of the piece
@@ -121,11 +121,11 @@ def cutpaste(scene: Scene) -> tuple[Tensor, Tensor]:
     source = torch.minimum(random.uniform(0, 1, n, 2) * size, (size - extent / 2).clamp(min=0))
     source = torch.maximum(source, (extent / 2).clamp(max=size)).floor() + 0.5
     places = torch.stack([u + source[:, 1, None, None], v + source[:, 0, None, None]], dim=-1) * (2 / size) - 1
-    piece = F.grid_sample(pictures, places, padding_mode="border", align_corners=False)
+    piece = F.grid_sample(chosen, places, padding_mode="border", align_corners=False)
     piece = enhance.adjust_saturation(piece.clamp(0, 1), random.uniform(0.9, 1.1, n))
     piece = enhance.adjust_hue(piece, random.uniform(-0.1, 0.1, n) * 2 * torch.pi)
     piece = (piece * random.uniform(0.9, 1.1, n, 1, 1, 1) + random.uniform(-0.1, 0.1, n, 1, 1, 1)).clamp(0, 1)
-    return torch.where(mask[:, None], piece, pictures), mask
+    return torch.where(mask[:, None], piece, chosen), mask
 
 
 def poisson(scene: Scene) -> tuple[Tensor, Tensor]:
@@ -134,8 +134,8 @@ def poisson(scene: Scene) -> tuple[Tensor, Tensor]:
     The pieces of one call have one size; places and sources differ. What differs from the image by less than 6 of
     255 grey levels is left as it was and does not count.
     """
-    pictures, random = scene.pictures, scene.random
-    n, size = len(pictures), pictures.shape[-1]
+    chosen, random = scene.chosen, scene.random
+    n, size = len(chosen), chosen.shape[-1]
     sides = (random.uniform(0.06, 0.35, 2) * size).long().clamp(4, size - 2).tolist()
     other = image_textures(scene.images, scene.rows, random)
 
@@ -144,23 +144,23 @@ def poisson(scene: Scene) -> tuple[Tensor, Tensor]:
         spans = []
         for axis, side in enumerate(sides):
             start = (middle[:, axis] - side // 2 - 1).clamp(0, size - side - 2)
-            spans.append(start[:, None] + torch.arange(side + 2, device=pictures.device))
+            spans.append(start[:, None] + torch.arange(side + 2, device=chosen.device))
         return spans[0][:, :, None], spans[1][:, None, :]
 
-    each = torch.arange(n, device=pictures.device)[:, None, None]
+    each = torch.arange(n, device=chosen.device)[:, None, None]
     rows, columns = window(scene.places())
     from_rows, from_columns = window(random.whole(0, size - 1, n, 2))
-    target = pictures.permute(0, 2, 3, 1)[each, rows, columns].permute(0, 3, 1, 2)
+    target = chosen.permute(0, 2, 3, 1)[each, rows, columns].permute(0, 3, 1, 2)
     source = other.permute(0, 2, 3, 1)[each, from_rows, from_columns].permute(0, 3, 1, 2)
     inner = blend(target, source, random.chance(0.5, n)).clamp(0, 1)
 
-    changed, mask = pictures.clone(), torch.zeros_like(scene.allowed)
+    changed, mask = chosen.clone(), torch.zeros_like(scene.allowed)
     rows, columns = rows[:, 1:-1], columns[:, :, 1:-1]
     differs = (inner - target[..., 1:-1, 1:-1]).abs().amax(1) > 6 / 255
     differs = F.max_pool2d(-F.max_pool2d(-differs.float(), 3, 1, 1), 3, 1, 1) > 0.5  # without lone pixels
     differs &= scene.allowed[each, rows, columns]
     mask[each, rows, columns] = differs
-    kept = pictures.permute(0, 2, 3, 1)[each, rows, columns]
+    kept = chosen.permute(0, 2, 3, 1)[each, rows, columns]
     changed.permute(0, 2, 3, 1)[each, rows, columns] = torch.where(differs[..., None], inner.permute(0, 2, 3, 1), kept)
     return changed, mask
 
@@ -169,8 +169,8 @@ def region(scene: Scene) -> tuple[Tensor, Tensor]:
     """Changes the look of Perlin blotches: brightness, contrast, colour, blur or noise."""
     from kornia import enhance, filters
 
-    pictures, random = scene.pictures, scene.random
-    n, size = len(pictures), pictures.shape[-1]
+    chosen, random = scene.chosen, scene.random
+    n, size = len(chosen), chosen.shape[-1]
     mask = perlin_masks(n, size, random) & scene.allowed
     sign = 2.0 * random.chance(0.5, n, 1, 1, 1) - 1
     width = random.uniform(0.01, 0.03, n, 1).expand(-1, 2) * size
@@ -183,14 +183,14 @@ def region(scene: Scene) -> tuple[Tensor, Tensor]:
         return mean + (x - mean) * factor
 
     looks: list[Callable[[Tensor], Tensor]] = [
-        lambda i: pictures[i] + more[i],
-        lambda i: contrasted(pictures[i], contrast[i]),
-        lambda i: enhance.adjust_hue(pictures[i], hue[i]) + tint[i],
-        lambda i: filters.gaussian_blur2d(pictures[i], (int(size / 16) * 2 + 1,) * 2, width[i]),
-        lambda i: pictures[i] + noise[i],
+        lambda i: chosen[i] + more[i],
+        lambda i: contrasted(chosen[i], contrast[i]),
+        lambda i: enhance.adjust_hue(chosen[i], hue[i]) + tint[i],
+        lambda i: filters.gaussian_blur2d(chosen[i], (int(size / 16) * 2 + 1,) * 2, width[i]),
+        lambda i: chosen[i] + noise[i],
     ]
-    look = each_by_kind(looks, random.whole(0, len(looks) - 1, n), pictures).clamp(0, 1)
-    return torch.where(mask[:, None], look, pictures), mask
+    look = each_by_kind(looks, random.whole(0, len(looks) - 1, n), chosen).clamp(0, 1)
+    return torch.where(mask[:, None], look, chosen), mask
 
 
 RECIPES: dict[str, Recipe] = {"perlin": perlin, "cutpaste": cutpaste, "poisson": poisson, "region": region}

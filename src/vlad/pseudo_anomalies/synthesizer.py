@@ -93,7 +93,7 @@ class Synthesizer:
     def _apply(self, scene: Scene) -> tuple[Tensor, Tensor]:
         if self.recipe != "mixed":
             return RECIPES[self.recipe](scene)
-        changed, mask = scene.pictures, torch.zeros_like(scene.allowed)
+        changed, mask = scene.chosen, torch.zeros_like(scene.allowed)
         kind = scene.random.whole(0, len(RECIPES) - 1, len(scene.rows))
         for number, recipe in enumerate(RECIPES.values()):
             rows = (kind == number).nonzero()[:, 0]

@@ -75,7 +75,7 @@ def auxiliary_looks() -> list[Look]:
     return [look for look in pairs if (look.shape, look.texture) not in held_out]
 
 
-def _pictures(name: str) -> Iterator[tuple[str, str, str, int, Look]]:
+def _samples(name: str) -> Iterator[tuple[str, str, str, int, Look]]:
     """Yields category, split, defect_type, number and look of every image of a data set."""
     auxiliary = name == "synthetic_aux"
     for category, look in (AUXILIARY if auxiliary else TEST).items():
@@ -104,11 +104,11 @@ def render_dataset(name: str, cache: Path | None = None) -> Path:
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True)
-    pictures = list(_pictures(name))
-    print(f"rendering {len(pictures)} images into {target} (once, some seconds)", file=sys.stderr, flush=True)
+    samples = list(_samples(name))
+    print(f"rendering {len(samples)} images into {target} (once, some seconds)", file=sys.stderr, flush=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
     try:
-        _write(name, pictures, partial)
+        _write(name, samples, partial)
         partial.chmod(0o755)
         partial.rename(target)
     except OSError:
@@ -119,16 +119,16 @@ def render_dataset(name: str, cache: Path | None = None) -> Path:
     return target
 
 
-def _write(name: str, pictures: list[tuple[str, str, str, int, Look]], folder: Path) -> None:
+def _write(name: str, samples: list[tuple[str, str, str, int, Look]], folder: Path) -> None:
     from PIL import Image
 
-    for category, split, defect_type, number, look in pictures:
+    for category, split, defect_type, number, look in samples:
         seed = zlib.crc32(f"{name}/{category}/{split}/{defect_type}".encode())
-        picture = render(look, "" if defect_type == "good" else defect_type, seed=(VERSION, seed, number), size=SIZE)
+        rendered = render(look, "" if defect_type == "good" else defect_type, seed=(VERSION, seed, number), size=SIZE)
         place = folder / category / split / defect_type
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture.image).save(place / f"{number:03}.png", compress_level=1)
+        Image.fromarray(rendered.image).save(place / f"{number:03}.png", compress_level=1)
         if defect_type != "good":
             place = folder / category / "ground_truth" / defect_type
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture.mask).save(place / f"{number:03}_mask.png")
+            Image.fromarray(rendered.mask).save(place / f"{number:03}_mask.png")
