@@ -122,10 +122,11 @@ def own(tmp_path):
     return tmp_path / "own"
 
 
-def test_without_a_train_split_every_k_is_tested_on_the_same_rest(own):
+@pytest.mark.parametrize("seed", range(4))
+def test_without_a_train_split_every_k_is_tested_on_the_same_rest(own, seed):
     rests, drawn = [], []
     for shots in (0, 1, 4, 8):
-        data = small_data(test=str(own), shots=shots)
+        data = small_data(test=str(own), shots=shots, seed=seed)
         data.setup("test")
         drawn.append(set(data.frames["references"]["image_id"]))
         rests.append(data.frames["test"]["image_id"].tolist())

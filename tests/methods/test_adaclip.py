@@ -12,7 +12,7 @@ from tests_support import DATA, Golden, golden
 import vlad
 from vlad.clip.similarity import normalize
 from vlad.errors import MethodError, WeightsError
-from vlad.methods import adaclip as module
+from vlad.methods import adaclip_prompts as module
 from vlad.methods.adaclip import AdaCLIP
 from vlad.methods.fusion import cluster, fuse
 from vlad.testing import random_batch

@@ -6,38 +6,33 @@ Source: Cao et al., "AdaCLIP: Adapting CLIP with Hybrid Learnable Prompts for Ze
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vlad.checkpoint import read_file
-from vlad.clip.blocks import TokenEdit, Tokens, causal_mask, run_blocks
+from vlad.clip.blocks import TokenEdit, Tokens
 from vlad.clip.numerics import Numerics
-from vlad.clip.prompt_tokens import append_prompts, overwrite_prompts
+from vlad.clip.prompt_tokens import append_prompts
 from vlad.clip.similarity import normalize, upsample
-from vlad.clip.text import PackedSentences, pack_sentences
+from vlad.clip.text import PackedSentences
 from vlad.encoders import Encoder
 from vlad.errors import MethodError, WeightsError
+from vlad.methods.adaclip_prompts import Branch, HybridPrompts, PromptType
 from vlad.methods.adaclip_published import PUBLISHED, published_state, read_settings, run_own_blocks, seed_numpy
-from vlad.methods.base import Method
 from vlad.methods.embedding_cache import EmbeddingCache
 from vlad.methods.fusion import Clustering, fuse
 from vlad.methods.losses import dice_loss, focal_loss, two_classes
-from vlad.methods.texts import TextCache
-from vlad.prompts import load_prompts
 from vlad.published import locate
 from vlad.types import Batch, Features, Scores, join_rows, known_masks, take_rows
 
 __all__ = ["AdaCLIP"]
 
-PromptType = Literal["SD", "S", "D", "none"]
-Branch = Literal["VL", "V", "L"]
 
-
-class AdaCLIP(Method):
+class AdaCLIP(HybridPrompts):
     """AdaCLIP: static and dynamic prompts in CLIP's image and text tower, hybrid semantic fusion.
 
     Static prompts (S) are learned per block; dynamic ones (D) are linear maps of the image's own CLIP embedding. In
@@ -128,52 +123,15 @@ class AdaCLIP(Method):
         self.as_published = as_published
         if as_published:
             self.half_prompts, self.clustering = True, "sklearn"
-        self.prompts = load_prompts("adaclip")
         self._plain = EmbeddingCache(image.encode_tokens)
-        self._static = TextCache(self._static_vectors)
-        self._static_version: tuple[tuple[int, int], ...] = ()
         self._numpy_state: Any = None
 
         size = image.embed_dim
         self.patch_heads = nn.ModuleList(nn.Linear(image.width, size) for _ in self.layers)
         self.class_head = nn.Linear(size, size)
-        visual = range(1, self.depth + 1) if "V" in self.branch else ()
-        textual = range(2, self.depth + 1) if "L" in self.branch else ()  # the published first one is never used
-        if "S" in self.prompt_type:
-            self.visual_static = _prompts(visual, self.length, image.width)
-            self.text_static = _prompts(textual, self.length, text.width)
-        if "D" in self.prompt_type and visual:
-            self.visual_dynamic = nn.Linear(size, self.length * image.width)
-        if "D" in self.prompt_type and textual:
-            self.text_dynamic = nn.Linear(size, self.length * text.width)
-        self._blocks = {"visual": tuple(visual), "text": tuple(textual)}
+        self.build_prompts(image, text)
         if weights is not None:
             self.load_weights(weights)
-
-    # -- prompts -------------------------------------------------------------------------------------------
-
-    def _prompted(self, tower: Literal["visual", "text"]) -> bool:
-        """Returns whether there are prompts in a tower."""
-        return bool(self._blocks[tower]) and self.prompt_type != "none"
-
-    def branch_prompts(self, tower: Literal["visual", "text"], feature: Tensor | None) -> dict[int, Tensor]:
-        """Returns the prompts of a tower: block number → (M, W), or (B, M, W) where they depend on the image.
-
-        Args:
-            tower: Which tower.
-            feature: The images' own CLIP embeddings (B, D), for dynamic prompts.
-        """
-        prompts: dict[int, Tensor] = {}
-        for block in self._blocks[tower] if self._prompted(tower) else ():
-            parts = []
-            if "S" in self.prompt_type:
-                parts.append(getattr(self, f"{tower}_static")[f"block_{block}"])
-            if "D" in self.prompt_type:
-                assert feature is not None
-                parts.append(getattr(self, f"{tower}_dynamic")(feature).unflatten(1, (self.length, -1)))
-            prompt = torch.stack(torch.broadcast_tensors(*parts)).sum(0)
-            prompts[block] = prompt.half().to(prompt.dtype) if self.half_prompts else prompt
-        return prompts
 
     # -- image ---------------------------------------------------------------------------------------------
 
@@ -220,66 +178,6 @@ class AdaCLIP(Method):
         tokens = self._run(x, edit)
         states = [tokens.hidden_states[layer] for layer in self.layers]
         return [state[:, 1:count] for state in states], tower.project(tokens.last[:, 0])
-
-    # -- text ----------------------------------------------------------------------------------------------
-
-    def class_text(self, class_name: str) -> Tensor | PackedSentences:
-        """Returns a class's two text vectors (2, D), unit length, normal and abnormal; or, with prompts, its sentences.
-
-        With prompts in the text tower these are the tokens after the first block: up to there nothing is learned. From
-        the second block on sentences share the start token and, once the prompts have taken their place, the words
-        after it.
-        """
-        tower = self.text_tower
-        normal, abnormal = self.prompts.sentences(class_name.replace("-", " "))
-        if not self._prompted("text"):
-            rows = normalize(tower.encode([*normal, *abnormal]).float())
-            return normalize(torch.stack([rows[: len(normal)].mean(0), rows[len(normal) :].mean(0)]))
-        ids = tower.tokenize([*normal, *abnormal])
-        ends = tower.ends(ids)
-        length = int(ends.max()) + 1
-        x = tower.embed(ids[:, :length]) + tower.text.positional_embedding[:length]
-        x = run_blocks(tower.text.transformer.resblocks[:1], x, mask=causal_mask(length, x)).last
-        return pack_sentences(x, ends, 1 + self.length)
-
-    def stack_texts(self, texts: Sequence[Any]) -> Tensor | PackedSentences:
-        """Joins the texts of single images; packed sentences are filled up to one length."""
-        return PackedSentences.stack(texts) if isinstance(texts[0], PackedSentences) else torch.stack(list(texts))
-
-    def texts(self, class_names: Sequence[str]) -> Tensor | PackedSentences:
-        """Returns the text of each image; with static prompts alone its vectors, kept until the prompts change."""
-        if not self._prompted("text") or "D" in self.prompt_type:
-            return super().texts(class_names)
-        if self.training:
-            different = list(dict.fromkeys(class_names))
-            vectors = self.encode_text(super().texts(different), None)
-            return vectors[[different.index(name) for name in class_names]]
-        version = tuple((prompt._version, prompt.data_ptr()) for prompt in self.text_static.values())
-        if self._static_version != version:
-            self._static.clear()
-            self._static_version = version
-        return self._static(class_names, self.device)
-
-    def _static_vectors(self, class_name: str) -> Tensor:
-        packed = cast("PackedSentences", super().texts([class_name]))
-        return self.encode_text(packed, None)[0]
-
-    def encode_text(self, text: Tensor | PackedSentences, feature: Tensor | None) -> Tensor:
-        """Runs the text tower with its prompts from the second block on: unit vectors (B, 2, D), normal and abnormal.
-
-        Args:
-            text: What :meth:`texts` returned; vectors are returned as they are.
-            feature: The images' ordinary CLIP embeddings (B, D), for dynamic prompts.
-        """
-        if isinstance(text, Tensor):
-            return text
-        tower = self.text_tower
-        edit = overwrite_prompts(self.branch_prompts("text", feature))
-        shifted: TokenEdit = lambda number, x: edit(number + 1, x)  # noqa: E731
-        x = run_blocks(tower.text.transformer.resblocks[1:], text.tokens, mask=text.mask, before=shifted).last
-        sentences = normalize(tower.finish(x, text.ends).float())
-        normal = len(self.prompts.normal) * len(self.prompts.templates)
-        return normalize(torch.stack([sentences[:, :normal].mean(1), sentences[:, normal:].mean(1)], dim=1))
 
     # -- scores --------------------------------------------------------------------------------------------
 
@@ -419,7 +317,3 @@ class AdaCLIP(Method):
     def published_state(self, file: Mapping[str, Any]) -> dict[str, Tensor]:
         """Maps the published names ``clip_model.*`` to ours; every key must have its place."""
         return published_state(file, self.prompt_type, self._blocks, self.length, len(self.layers))
-
-
-def _prompts(blocks: Sequence[int], length: int, width: int) -> nn.ParameterDict:
-    return nn.ParameterDict({f"block_{block}": nn.Parameter(0.02 * torch.randn(length, width)) for block in blocks})
