@@ -85,3 +85,12 @@ def write_mvtec(root: Path, categories: tuple[str, ...] = ("bottle", "metal_nut"
             write_picture(root / category / "test" / "broken" / f"{i:03}.png", seed=100 * number + 20 + i)
             write_mask(root / category / "ground_truth" / "broken" / f"{i:03}_mask.png")
     return root
+
+
+def save_run(method: torch.nn.Module, folder: Path) -> Path:
+    """Writes the checkpoint that Lightning would write of a method; returns the run folder."""
+    checkpoint = {"state_dict": dict(method.state_dict()), "hyper_parameters": dict(method.hparams)}
+    method.on_save_checkpoint(checkpoint)
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(checkpoint, folder / "checkpoints" / "epoch=0.ckpt")
+    return folder

@@ -211,15 +211,7 @@ def check_loaded(method: Restorable, checkpoint: dict[str, Any]) -> None:
     record, own = checkpoint.get("vlad", {}), describe(method)
     if record.get("class_path", own["class_path"]) != own["class_path"]:
         raise WeightsError(f"the checkpoint is of {record['class_path']}, this method is {own['class_path']}")
-    expected = own["fingerprint"]
-    if record.get("fingerprint_version") == 1 and method.backbone is not None:
-        expected = method.backbone.legacy_fingerprint()
-    if record.get("fingerprint", expected) != expected:
-        raise WeightsError(
-            f"the checkpoint was trained on encoder {record['backbone']} ({record['pretrained']}, weights "
-            f"{record['fingerprint']}), this one is {own['backbone']} ({own['pretrained']}, weights "
-            f"{own['fingerprint']}): give the same backbone and pretrained"
-        )
+    _refuse_other_encoder(method, record, "the checkpoint")
     state = dict(checkpoint["state_dict"])
     _refuse_not_finite(state, "the checkpoint")
     _resize_buffers(method, state)
@@ -227,6 +219,19 @@ def check_loaded(method: Restorable, checkpoint: dict[str, Any]) -> None:
     optional = {key: value for key, value in present.items() if key.startswith((FROZEN, MEMORY))}
     checkpoint["state_dict"] = {**optional, **state}
     method.origin = str(record.get("origin") or "checkpoint")
+
+
+def _refuse_other_encoder(method: Restorable, record: Mapping[str, Any], where: str) -> None:
+    own = describe(method)
+    expected = own["fingerprint"]
+    if record.get("fingerprint_version") == 1 and method.backbone is not None:
+        expected = method.backbone.legacy_fingerprint()
+    if record.get("fingerprint", expected) != expected:
+        raise WeightsError(
+            f"{where} was trained on encoder {record['backbone']} ({record['pretrained']}, weights "
+            f"{record['fingerprint']}), this one is {own['backbone']} ({own['pretrained']}, weights {expected}): give "
+            "the same backbone and pretrained"
+        )
 
 
 def _refuse_not_finite(state: Mapping[str, Any], where: str) -> None:
@@ -281,7 +286,9 @@ def load_weights(method: Restorable, path: str | Path) -> None:
         raise WeightsError(f"{name} is training-free and has no weights to load; leave out weights: {path}")
     content = read_file(locate(path, method.published_weights))
     if "vlad" in content:
-        state = _fitted(migrate_checkpoint(dict(content))["state_dict"])
+        checkpoint = migrate_checkpoint(dict(content))
+        _refuse_other_encoder(method, checkpoint["vlad"], str(path))
+        state = _fitted(checkpoint["state_dict"])
     else:
         reader = _Reader(content)
         try:

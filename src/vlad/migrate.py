@@ -65,6 +65,14 @@ def _nest_clip_ada(old: dict[str, Any]) -> dict[str, Any]:
         return {present: new.pop(past) for present, past in names.items() if past in new}
 
     synthesis = take(recipe="recipe", textures="textures", probability="probability", keep_to_part="keep_to_part")
+    if synthesis.get("textures", "procedural") not in {"procedural", "images"}:
+        from lightning.pytorch.utilities import rank_zero_warn  # here: the command line reads the names above
+
+        rank_zero_warn(
+            f"the textures {synthesis['textures']} of the checkpoint's training are no part of the method any more; "
+            "give data.textures to train on with them"
+        )
+        del synthesis["textures"]
     losses = take(pixel="pixel_loss", region_view="region_view")
     zoom = take(
         count="regions", threshold="threshold", box_scale="margin", min_side="min_side", merge="merge", steps="steps"

@@ -71,8 +71,9 @@ class MetricSource:
             values = self._named(metric.compute())
             details = self._named(asked.details()) if self.offers("details") else {}
             reason = asked.why_undefined() if self.offers("why_undefined") else ""
-        if not reason and any(value != value for value in values.values()):
-            reason = "the metric gives NaN"
+        missing = [name for name, value in values.items() if value != value]
+        if missing and not self.offers("why_undefined"):  # one that can say why has nothing to say of what it omits
+            reason = f"the metric gives NaN for {', '.join(missing)}"
         return values, details, reason
 
     def _named(self, values: Any) -> dict[str, float]:
