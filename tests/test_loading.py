@@ -72,6 +72,8 @@ def test_an_untrained_checkpoint_is_still_untrained(tiny, tmp_path):
     assert restored.origin == ""
     with pytest.raises(WeightsError, match="run is of an untrained SDPPlus"):
         vlad.load(tmp_path / "run")
+    with pytest.raises(WeightsError, match="run is of an untrained SDPPlus"):
+        SDPPlus(backbone=tiny, image_size=64, layers=[2, 4], weights=str(tmp_path / "run"))
 
 
 # -- run folders ---------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def test_a_test_run_of_weights_gives_them_again(tiny, tmp_path, trained):
 
 def test_a_test_run_of_an_untrained_method_is_refused(tiny, tmp_path):
     run = write_run(tmp_path / "run", SDPPlus(backbone=tiny, image_size=64, layers=[2, 4]))
-    with pytest.raises(WeightsError, match="run is the run of an untrained SDPPlus.*give the folder of the fit run"):
+    with pytest.raises(WeightsError, match="run is of an untrained SDPPlus.*give the folder of the fit run"):
         vlad.load(run)
     assert vlad.load(run, allow_untrained=True).origin == ""
 

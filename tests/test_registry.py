@@ -1,3 +1,4 @@
+import sys
 import warnings
 from importlib import metadata
 
@@ -6,6 +7,7 @@ import pytest
 import vlad
 from vlad import registry
 from vlad.errors import RegistryError
+from vlad.methods.base import Method
 from vlad.methods.sdp import SDP
 
 
@@ -75,11 +77,47 @@ def test_a_class_that_is_no_method_is_refused(declare):
         vlad.get_method("odd")
 
 
-def test_another_interface_version_is_refused(declare, monkeypatch):
-    monkeypatch.setattr(SDP, "api", 2)
-    declare(entry("sdp", "vlad.methods.sdp:SDP", "vlad"))
-    with pytest.raises(RegistryError, match="written for method interface 2; this vlad has 1"):
-        vlad.get_method("sdp")
+class Old(Method):
+    """A method of interface 1, which did not have to say so."""
+
+    def score(self, images, class_names):
+        """Scores."""
+
+
+class Stated(SDP):
+    api = 1
+
+
+class Later(SDP):
+    api = 3
+
+
+class Own(SDP):
+    """Of the present interface, with a score of its own beside the joints."""
+
+    def score(self, images, class_names, categories=None):
+        """Scores."""
+        return super().score(images, class_names, categories)
+
+
+@pytest.mark.parametrize(("name", "version"), [("Old", 1), ("Stated", 1), ("Later", 3)])
+def test_another_interface_version_is_refused(declare, monkeypatch, name, version):
+    monkeypatch.setitem(sys.modules, "old_package", sys.modules[__name__])
+    declare(entry("old", f"old_package:{name}", "vlad-old"))
+    with pytest.raises(RegistryError) as refused:
+        vlad.get_method("old")
+    assert str(refused.value) == (
+        f"method 'old' (old_package.{name}, from vlad_old 1.0) was written for method interface {version}; this vlad "
+        "has 2: write score as encode and compare (docs/write-a-method.md), or install a version of vlad_old made "
+        "for it"
+    )
+    with pytest.raises(RegistryError, match=r"\(docs/write-a-method\.md\)$"):
+        vlad.get_method(f"old_package.{name}")
+
+
+def test_a_score_of_ones_own_is_no_sign_of_age(declare, monkeypatch):
+    monkeypatch.setitem(sys.modules, "old_package", sys.modules[__name__])
+    assert vlad.get_method("old_package.Own") is Own
 
 
 def test_plugins_can_be_switched_off(declare, monkeypatch):

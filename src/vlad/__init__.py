@@ -22,20 +22,34 @@ from vlad.registry import list_methods
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-__all__ = ["AnomalyDataModule", "Method", "Prediction", "__version__", "get_method", "list_methods", "load"]
+__all__ = [
+    "AnomalyDataModule",
+    "Features",
+    "Method",
+    "Prediction",
+    "Scores",
+    "Tags",
+    "__version__",
+    "get_method",
+    "list_methods",
+    "load",
+]
 
 if TYPE_CHECKING:
     from vlad.datamodules import AnomalyDataModule
     from vlad.loading import load
     from vlad.methods.base import Method
     from vlad.registry import get_method
-    from vlad.types import Prediction
+    from vlad.types import Features, Prediction, Scores, Tags
 
 # Public name -> module that defines it, imported on first use (PEP 562).
 _LAZY = {
     "AnomalyDataModule": "vlad.datamodules",
     "Method": "vlad.methods.base",
+    "Features": "vlad.types",
     "Prediction": "vlad.types",
+    "Scores": "vlad.types",
+    "Tags": "vlad.types",
     "get_method": "vlad.registry",
     "load": "vlad.loading",
 }

@@ -218,7 +218,7 @@ def check_loaded(method: Restorable, checkpoint: dict[str, Any]) -> None:
     present = method.state_dict()
     optional = {key: value for key, value in present.items() if key.startswith((FROZEN, MEMORY))}
     checkpoint["state_dict"] = {**optional, **state}
-    method.origin = str(record.get("origin") or "checkpoint")
+    method.origin = str(record.get("origin", "checkpoint"))
 
 
 def _refuse_other_encoder(method: Restorable, record: Mapping[str, Any], where: str) -> None:
@@ -288,6 +288,8 @@ def load_weights(method: Restorable, path: str | Path) -> None:
     if "vlad" in content:
         checkpoint = migrate_checkpoint(dict(content))
         _refuse_other_encoder(method, checkpoint["vlad"], str(path))
+        if not checkpoint["vlad"].get("origin", "checkpoint"):
+            raise WeightsError(f"{path} is of an untrained {name}: it holds nothing trained")
         state = _fitted(checkpoint["state_dict"])
     else:
         reader = _Reader(content)

@@ -44,7 +44,7 @@ def load(name: str | Path, *, allow_untrained: bool = False, **overrides: Any) -
 
     path = Path(name)
     if path.suffix in _FILES or path.is_dir():
-        return restore(path, overrides).eval()
+        return restore(path, overrides, allow_untrained=allow_untrained).eval()
     cls = get_method(str(name))
     check_known(cls, overrides)
     method = cls(**overrides)
@@ -54,12 +54,13 @@ def load(name: str | Path, *, allow_untrained: bool = False, **overrides: Any) -
     return method.eval()
 
 
-def restore(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Method:
+def restore(path: str | Path, overrides: Mapping[str, Any] | None = None, *, allow_untrained: bool = False) -> Method:
     """Restores the method of a run folder or checkpoint, ready to score.
 
     Args:
         path: A checkpoint file, or the folder of a fit, test or predict run.
         overrides: Constructor arguments that take precedence over the saved ones.
+        allow_untrained: Whether the method may be untrained, for experiments.
 
     Raises:
         WeightsError: Nothing to restore, or an untrained method.
@@ -70,7 +71,7 @@ def restore(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Met
 
     path, overrides = Path(path), dict(overrides or {})
     if path.is_dir() and not any(path.glob("checkpoints/*.ckpt")):
-        return _from_config(path, overrides)
+        return _from_config(path, overrides, allow_untrained)
     checkpoint = read_checkpoint(path)
     cls = get_method(checkpoint["vlad"]["class_path"])
     arguments = {**hyperparameters(checkpoint), **overrides}
@@ -82,10 +83,21 @@ def restore(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Met
     method = cls(**arguments)
     method.on_load_checkpoint(checkpoint)
     method.load_state_dict(checkpoint["state_dict"])
+    return _trained(method, path, allow_untrained)
+
+
+def _trained(method: Method, path: Path, allow_untrained: bool) -> Method:
+    """Refuses a method that was saved untrained."""
+    method.allow_untrained = allow_untrained
+    if method.trains and not method.origin and not allow_untrained:
+        raise WeightsError(
+            f"{path} is of an untrained {type(method).__name__}: it holds nothing trained; give the folder of the fit "
+            "run"
+        )
     return method
 
 
-def _from_config(folder: Path, overrides: dict[str, Any]) -> Method:
+def _from_config(folder: Path, overrides: dict[str, Any], allow_untrained: bool) -> Method:
     """Builds the method of a run that has no checkpoint of its own, from the config that it saved."""
     import yaml
 
@@ -96,21 +108,15 @@ def _from_config(folder: Path, overrides: dict[str, Any]) -> Method:
         model = config.get("model")
         if not (isinstance(model, dict) and "class_path" in model):
             continue
-        if config.get("ckpt_path"):
-            return restore(config["ckpt_path"], overrides)
-        cls = get_method(model["class_path"])
-        arguments = {**model.get("init_args", {}), **overrides}
-        check_known(cls, arguments)
-        method = cls(**arguments)
-        if method.trains and not method.origin and not method.allow_untrained:
-            raise WeightsError(
-                f"{folder} is the run of an untrained {cls.__name__}: it holds nothing trained; give the folder of the "
-                "fit run"
-            )
         if (folder / "references.csv").is_file():
             raise WeightsError(
                 f"{folder} used reference images and did not save what was fitted on them: run it with "
                 "--references.save true, or fit again: method.fit_references(datamodule.reference_dataloader())"
             )
-        return method
+        if config.get("ckpt_path"):
+            return restore(config["ckpt_path"], overrides, allow_untrained=allow_untrained)
+        cls = get_method(model["class_path"])
+        arguments = {**model.get("init_args", {}), **overrides}
+        check_known(cls, arguments)
+        return _trained(cls(**arguments), folder, allow_untrained)
     raise WeightsError(f"{folder} is no run folder: it holds neither checkpoints/*.ckpt nor a config with a model")

@@ -85,9 +85,20 @@ def get_method(name: str) -> type[Method]:
 
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise RegistryError(f"{origin} is not a subclass of vlad.Method")
-    if cls.api != API_VERSION:
+    if (written_for := _interface(cls)) != API_VERSION:
+        newer = f", or install a version of {plugin.distribution} made for it" if plugin.version else ""
         raise RegistryError(
-            f"{origin} was written for method interface {cls.api}; this vlad has {API_VERSION}: rewrite score "
-            f"as encode and compare, see docs/write-a-method.md, or install a {plugin.distribution} made for it"
+            f"{origin} was written for method interface {written_for}; this vlad has {API_VERSION}: write score as "
+            f"encode and compare (docs/write-a-method.md){newer}"
         )
     return cls
+
+
+def _interface(cls: type[Method]) -> int:
+    """Returns the method interface that a class was written for; those of interface 1 need not have stated it."""
+    from vlad.methods.base import Method
+
+    stated = any("api" in vars(base) for base in cls.__mro__[: cls.__mro__.index(Method)])
+    if not stated and cls.score is not Method.score and cls.compare is Method.compare:
+        return 1
+    return cls.api

@@ -138,7 +138,7 @@ def test_rectangular_maps_and_images_without_truth(tmp_path):
     trainer(tmp_path, HeatMaps(height=48), Forget(tmp_path / "own")).predict(method, data, return_predictions=False)
     drawn = panels(tmp_path)
     assert len(drawn) == 3
-    for name, width in {"a": 64, "b": 36}.items():
+    for name, width in {"a": 62, "b": 37}.items():
         (path,) = (tmp_path / "heatmaps").rglob(f"{name}.png")
         assert len(tiles(Image.open(path), width, 48)) == 3  # image, anomaly map, overlay
 

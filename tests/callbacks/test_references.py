@@ -1,6 +1,7 @@
 """References of a run: fitted on, recorded, saved, and never scored."""
 
 import hashlib
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -46,7 +47,7 @@ def test_a_test_run_fits_and_records_them(sdp, mvtec, tmp_path, capsys):
     assert list(records) == ["dataset", "category", "image_id", "path", "sha256"]
     assert records["category"].tolist() == ["bottle"] * 2 + ["metal_nut"] * 2
     for path, digest in zip(records["path"], records["sha256"], strict=True):
-        assert hashlib.sha256(open(path, "rb").read()).hexdigest() == digest
+        assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest
     assert "references: 4 normal images of 2 categories" in capsys.readouterr().out
     assert not (tmp_path / "run/checkpoints").exists()
 

@@ -3,6 +3,7 @@ import json
 import pandas as pd
 import pytest
 from tests_support import write_mask, write_mvtec, write_picture
+from trees import TREES, build, small_data
 
 from vlad.cli import main
 from vlad.datamodules import AnomalyDataModule
@@ -78,6 +79,27 @@ def test_index_as_a_table_is_read_back(root, tmp_path, file, capsys):
     assert frame["label"].tolist() == [1, 1, 1, 0, 0, 0]
     assert frame["image_id"].tolist()[0] == "test/broken/000"
     pd.testing.assert_frame_equal(frame, original.frames["test"])
+
+
+def test_paths_of_a_table_start_from_its_own_folder(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    for output in ("index.csv", "elsewhere/index.csv"):
+        assert main(["data", "index", root.name, "--name", "mvtec_ad", "-o", output]) == 0
+        data = AnomalyDataModule(test=str(root.parent / output))
+        data.setup("test")
+        assert len(data.frames["test"]) == 6
+        assert all((root.parent / path).is_file() for path in data.frames["test"]["image_path"])
+
+
+def test_masks_that_are_folders_survive_a_table(tmp_path):
+    build(tmp_path / "mvtec_loco", TREES["mvtec_loco"][0])
+    output = tmp_path / "index.csv"
+    assert main(["data", "index", str(tmp_path / "mvtec_loco"), "--name", "mvtec_loco", "-o", str(output)]) == 0
+    data = small_data(test=str(output))
+    data.setup("test")
+    dataset = data.dataset("test")
+    assert [bool(dataset[row]["mask"].any()) for row in range(2)] == [False, True]
+    assert [bool(dataset[row]["has_mask"]) for row in range(2)] == [True, True]
 
 
 def test_a_table_of_an_older_version_is_read(tmp_path):

@@ -35,6 +35,14 @@ def test_several_sets_folders_and_tables_together(mvtec, tmp_path):
     assert indices == list(range(len(frame)))
 
 
+def test_tables_and_images_are_predicted_together(mvtec, tmp_path):
+    (tmp_path / "t.csv").write_text("image_path,category\nmvtec_ad/bottle/test/good/000.png,bottle\n")
+    data = small_data(predict=[str(tmp_path / "t.csv"), str(mvtec / "mvtec_ad/bottle/test/broken")])
+    data.setup("predict")
+    assert data.frames["predict"]["category"].tolist() == ["bottle", "object", "object", "object"]
+    assert len(next(iter(data.predict_dataloader()))["image"]) == 4
+
+
 def test_natural_words(mvtec):
     data = small_data(mvtec, test="mvtec_ad", class_name_style="natural")
     data.setup("test")
@@ -63,6 +71,8 @@ def test_root_may_be_the_set_itself(mvtec):
         ({}, "test", "data.test is not set"),
         ({}, "fit", "data.train is not set"),
         ({}, "predict", "nothing to predict"),
+        ({"test": {"name": "visa", "categorys": []}}, "test", "has no field 'categorys'; did you mean categories"),
+        ({"test": {"root": "somewhere"}}, "test", "needs a name"),
         ({"test": "visa_ad"}, "test", "no data set is named 'visa_ad'; did you mean visa"),
         ({"test": "./nowhere/at_all"}, "test", "data folder ./nowhere/at_all does not exist"),
         ({"test": "visa"}, "test", "VisA: .* is in none of the known layouts"),

@@ -101,6 +101,33 @@ def test_previews_are_small_images_and_masks(tmp_path):
     assert not {"preview", "mask_preview"} & set(next(iter(data.test_dataloader())))
 
 
+def test_previews_show_what_the_method_sees(tmp_path):
+    """Of 128 columns the method sees 124.06: a white edge at the right is cut off of image and mask."""
+    pixels = np.zeros((96, 128, 3), np.uint8)
+    pixels[:, 125:] = 255
+    for place, content in (("bad/a.png", pixels), ("masks/a.png", pixels[..., 0])):
+        (tmp_path / place).parent.mkdir(parents=True)
+        Image.fromarray(content).save(tmp_path / place)
+    write_picture(tmp_path / "good/b.png")
+    for aspect, seen in (("squash", True), ("keep", False)):
+        data = small_data(test=str(tmp_path), preprocess=Preprocess(98, MEAN, STD, aspect=aspect, multiple=14))
+        data.preview_height = 98
+        data.setup("test")
+        sample = next(one for one in data.dataset("test") if one["label"])
+        assert tuple(sample["preview"].shape[:2]) == (98, 131 if seen else 127)
+        assert bool(sample["preview"].max() > 200) == seen
+        assert bool(sample["mask_preview"].any()) == seen
+
+
+def test_images_beyond_the_limit_have_no_preview(mvtec):
+    data = small_data(mvtec, test="mvtec_ad", batch_size=12)
+    data.preview_height, data.preview_limit = 24, 2
+    data.setup("test")
+    (batch,) = data.test_dataloader()
+    drawn = [bool(preview.numel()) for preview in batch["preview"]]
+    assert drawn == [bool(mask.numel()) for mask in batch["mask_preview"]] == [row % 6 < 2 for row in range(12)]
+
+
 def test_only_what_is_scored_has_previews(mvtec):
     data = small_data(mvtec, "one-class", train="mvtec_ad", test="mvtec_ad", shots=1)
     data.preview_height = 24

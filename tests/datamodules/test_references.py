@@ -138,17 +138,17 @@ def test_without_a_train_split_every_k_is_tested_on_the_same_rest(own, seed):
         small_data(test=str(own), shots=9).setup("test")
 
 
-def test_only_categories_without_normal_training_images_hold_some_out(own, caplog):
+def test_only_categories_without_normal_training_images_hold_some_out(own):
     lines = ["image_path,label,category,split"] + [f"good/{n:02}.png,0,without,test" for n in range(9)]
     lines += ["good/09.png,0,with,train", "good/10.png,0,with,test", "bad/00.png,1,with,test"]
     (own / "t.csv").write_text("\n".join(lines))
     data = small_data(test=str(own / "t.csv"), shots=1)
-    with caplog.at_level("INFO"):
+    told = "t: no normal training images; 8 test images are held out as references"
+    with pytest.warns(UserWarning, match=told):
         found = references(data)
     assert found["with"] == ["good/09"]
     assert len(found["without"]) == 1
     assert data.frames["test"]["category"].value_counts().to_dict() == {"with": 2, "without": 1}
-    assert "t: no normal training images; 8 test images are held out as references" in caplog.text
 
 
 def test_a_category_with_too_few_normal_images_to_hold_out(own):
@@ -217,6 +217,40 @@ def test_given_references(mvtec, given, place, categories, expected):
     assert (frame["class_name"] == frame["category"]).all()
 
 
+def test_references_of_two_data_sets_in_one_table(tmp_path):
+    """Categories of one name: the one data set has normal training images, the other has not."""
+    lines = ["image_path,label,category,split,dataset", "a/x.png,0,part,train,first", "a/y.png,1,part,test,first"]
+    lines += [f"b/{number}.png,{int(number == 9)},part,test,second" for number in range(10)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    for number, line in enumerate(lines[1:]):
+        write_picture(tmp_path / line.partition(",")[0], seed=number)
+    data = small_data(test=str(tmp_path / "t.csv"), shots=1)
+    with pytest.warns(UserWarning, match="^second: no normal training images; 8 test images"):
+        data.setup("test")
+    assert data.frames["references"]["dataset"].tolist() == ["first", "second"]
+    assert data.frames["test"]["dataset"].tolist() == ["first", "second", "second"]
+
+
+def test_a_reference_given_twice_counts_once(mvtec, given):
+    twice = [str(given / "references/bottle"), str(given / "references/bottle/a.png")]
+    data = small_data(mvtec, test="mvtec_ad", categories=["bottle"], references=twice)
+    assert references(data)["bottle"] == ["a", "b", "c"]
+
+
+def test_anomalies_are_no_references(mvtec, given):
+    """A folder that holds normal and anomalous images, and such a folder of one category."""
+    write_picture(given / "mixed/good/0.png", seed=700)
+    write_picture(given / "mixed/bad/1.png", seed=701)
+    message = (
+        r"references are normal images, and 1 .*first: .*mixed/bad/1\.png\); give the folder .*alone: .*mixed/good$"
+    )
+    with pytest.raises(DataError, match=message):
+        small_data(mvtec, test="mvtec_ad", categories=["bottle"], references=str(given / "mixed")).setup("test")
+    write_picture(given / "references/metal_nut/defect/1.png", seed=702)
+    with pytest.raises(DataError, match=r"and 1 of data.references are in folders of anomalies .* alone$"):
+        small_data(mvtec, test="mvtec_ad", references=str(given / "references")).setup("test")
+
+
 def test_some_of_the_given_references_are_drawn(mvtec, given):
     options = {"test": "mvtec_ad", "categories": ["bottle"], "references": [str(given / "references/bottle")]}
     drawn = references(small_data(mvtec, **options, shots=2))["bottle"]
@@ -228,8 +262,11 @@ def test_some_of_the_given_references_are_drawn(mvtec, given):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("references/bottle", r"does not say which of 2 categories .*bottle/a\.png belongs to: put each category's in"),
-        ("bottle.txt", r"does not say which of 2 categories .*bottle/a\.png belongs to: put each"),
+        (
+            "references/bottle",
+            r"does not name the category of .*bottle/a\.png, and 2 categories are scored: put each category's in",
+        ),
+        ("bottle.txt", r"does not name the category of .*bottle/a\.png, and 2 categories are scored: put each"),
         ("short.csv", r"has no images of mvtec_ad/metal_nut: put each category's into a folder of its name, or name"),
         ("none.csv", r"none\.csv does not exist"),
         ("none.txt", r"list of references .*none\.txt does not exist"),

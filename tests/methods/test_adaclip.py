@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests_support import DATA, Golden, golden
+from tests_support import DATA, Golden, golden, save_run
 
 import vlad
 from vlad.clip.similarity import normalize
@@ -286,6 +286,21 @@ def test_few_patches(tiny):
     assert prediction.image_score.isfinite().all()
 
 
+@torch.no_grad()
+def test_references_are_compared_by_tokens_without_prompts(tiny):
+    """References and images run through the plain tower: the memory does not depend on what is learned."""
+    method = AdaCLIP(tiny, None, 64, depth=2, length=3, clusters=3).eval()
+    assert method.encode(random_batch(1)["image"]).levels == ()
+    method.fit_references([random_batch(2, seed=1)])
+    before = method.memory.levels_of("noise/noise")
+    assert len(before) == 4
+    assert len(method.encode(random_batch(1)["image"]).levels) == 4
+    method.visual_static["block_1"].add_(1.0)
+    method.fit_references([random_batch(2, seed=1)])
+    for a, b in zip(before, method.memory.levels_of("noise/noise"), strict=True):
+        assert torch.equal(a, b)
+
+
 # -- files --------------------------------------------------------------------------------------------------
 
 
@@ -335,10 +350,8 @@ def test_a_checkpoint_knows_what_was_read_off_the_file(tiny, tmp_path):
     file = {key: value for key, value in saved(other).items() if "dynamic" not in key}
     torch.save(file, tmp_path / "static.pth")
     method = AdaCLIP(tiny, None, 64, weights=str(tmp_path / "static.pth"))
-    checkpoint = {"state_dict": dict(method.state_dict()), "hyper_parameters": dict(method.hparams)}
-    method.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "own.ckpt")
-    restored = vlad.load(str(tmp_path / "own.ckpt"))
+    run = save_run(method, tmp_path / "run")
+    restored = vlad.load(run)
     assert (restored.prompt_type, restored.depth, restored.length) == ("S", 2, 3)
     assert torch.equal(restored.text_static["block_2"], method.text_static["block_2"])
 
@@ -354,10 +367,8 @@ def test_what_a_file_of_dynamic_prompts_does_not_tell_is_asked_for(tiny, tmp_pat
         AdaCLIP(tiny, None, 64, weights=str(path), **given)
     method = AdaCLIP(tiny, None, 64, weights=str(path), branch="V", depth=2)
     assert (method.prompt_type, method.branch, method.depth, method.length) == ("D", "V", 2, 3)
-    checkpoint = {"state_dict": dict(method.state_dict()), "hyper_parameters": dict(method.hparams)}
-    method.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "own.ckpt")
-    again = AdaCLIP(tiny, None, 64, weights=str(tmp_path / "own.ckpt"))  # our own files tell all of it
+    run = save_run(method, tmp_path / "run")
+    again = AdaCLIP(tiny, None, 64, weights=str(run))  # our own files tell all of it
     assert (again.prompt_type, again.branch, again.depth, again.length) == ("D", "V", 2, 3)
 
 

@@ -6,16 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tests_support import write_picture
 
-from vlad.errors import DataError, MethodError
-from vlad.pseudo_anomalies import RECIPES, FolderTextures, Random, Synthesizer, foreground, texture_source
+from vlad.errors import MethodError
+from vlad.pseudo_anomalies import RECIPES, Random, Synthesizer, foreground, given_textures
 from vlad.pseudo_anomalies.perlin import perlin_masks, perlin_noise
 from vlad.pseudo_anomalies.poisson import blend, solve_poisson
 
 
-def pictures(count=4, size=96, seed=0):
+def normal_images(count=4, size=96, seed=0):
     """A bright disc before a dark plain background, with some texture on it."""
     random = Random(seed)
     line = (torch.arange(size) + 0.5) / size - 0.5
@@ -27,7 +25,7 @@ def pictures(count=4, size=96, seed=0):
 @pytest.mark.parametrize("recipe", [*RECIPES, "mixed"])
 @pytest.mark.parametrize("size", [96, 224, 336, 518])
 def test_nothing_changes_outside_the_mask_and_something_inside(recipe, size):
-    images, _ = pictures(3, size)
+    images, _ = normal_images(3, size)
     before = images.clone()
     changed, mask = Synthesizer(recipe)(images, Random(1))
     assert torch.equal(images, before)
@@ -42,8 +40,8 @@ def test_nothing_changes_outside_the_mask_and_something_inside(recipe, size):
 @pytest.mark.parametrize("recipe", [*RECIPES, "mixed"])
 @pytest.mark.parametrize("textures", ["procedural", "images"])
 def test_the_seed_alone_decides(recipe, textures):
-    images, _ = pictures()
-    make = Synthesizer(recipe, textures=texture_source(textures))
+    images, _ = normal_images()
+    make = Synthesizer(recipe, textures=textures)
     torch.manual_seed(0)
     first = make(images, Random(3))
     torch.manual_seed(1)
@@ -56,7 +54,7 @@ def test_the_seed_alone_decides(recipe, textures):
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "mixed"])
 def test_a_plain_background_is_left_alone(recipe):
-    images, disc = pictures(6)
+    images, disc = normal_images(6)
     _, mask = Synthesizer(recipe, keep_to_part=True)(images, Random(0))
     near = torch.nn.functional.max_pool2d(disc[None].float(), 5, 1, 2)[0] > 0
     assert mask.any()
@@ -66,7 +64,7 @@ def test_a_plain_background_is_left_alone(recipe):
 
 
 def test_foreground_of_a_part_and_of_a_texture():
-    images, disc = pictures(2)
+    images, disc = normal_images(2)
     found = foreground(images)
     assert (found == disc).float().mean() > 0.98
     assert foreground(torch.rand(2, 3, 64, 64)).all()  # no plain border
@@ -74,7 +72,7 @@ def test_foreground_of_a_part_and_of_a_texture():
 
 
 def test_probability():
-    images, _ = pictures(40, 48)
+    images, _ = normal_images(40, 48)
     changed, mask = Synthesizer("cutpaste", probability=0.5)(images, Random(0))
     share = mask.flatten(1).any(1)
     assert 10 < int(share.sum()) < 30
@@ -82,10 +80,10 @@ def test_probability():
     assert not Synthesizer("perlin", probability=0.0)(images, Random(0))[1].any()
 
 
-def test_one_picture_alone():
-    images, _ = pictures(1)
+def test_one_image_alone():
+    images, _ = normal_images(1)
     for recipe in RECIPES:
-        assert Synthesizer(recipe, textures=texture_source("images"))(images, Random(0))[1].any()
+        assert Synthesizer(recipe, textures="images")(images, Random(0))[1].any()
 
 
 def test_what_cannot_be_seen_stays_normal():
@@ -96,16 +94,20 @@ def test_what_cannot_be_seen_stays_normal():
 
 
 def test_autocast_does_not_reach_in():
-    images, _ = pictures()
+    images, _ = normal_images()
     plain = Synthesizer("poisson")(images, Random(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = Synthesizer("poisson")(images, Random(0))
     assert all(torch.equal(a, b) for a, b in zip(plain, inside, strict=True))
 
 
-def test_unknown_recipe():
+def test_unknown_recipe_and_textures():
     with pytest.raises(MethodError, match="no recipe is named 'perlim'; did you mean perlin"):
         Synthesizer("perlim")
+    with pytest.raises(MethodError, match=r"no textures are named 'proceduarl'; did you mean procedural"):
+        Synthesizer(textures="proceduarl")
+    with pytest.raises(MethodError, match=r"no textures are named 'photos/dtd'.*given to the data: data\.textures"):
+        Synthesizer(textures="photos/dtd")
 
 
 # -- noise --------------------------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ def test_noise_follows_its_definition(cells):
 
 
 @pytest.mark.parametrize("cells", [(2, 8), (32, 16)])
-def test_noise_of_large_pictures_is_near_its_definition(cells):
+def test_noise_of_large_images_is_near_its_definition(cells):
     """It is computed at ten pixels a cell and enlarged."""
     angle = Random(5).uniform(0, 2 * torch.pi, 1, 33, 33).double().numpy()
     noise = perlin_noise(832, torch.tensor([cells]), Random(5))[0].numpy()
@@ -185,27 +187,29 @@ def test_seamless_blending():
 # -- textures -----------------------------------------------------------------------------------------------
 
 
-def test_textures_of_a_folder(tmp_path):
-    for i in range(3):
-        write_picture(tmp_path / "kinds" / f"{i}.png", seed=i)
-    textures = FolderTextures(tmp_path, limit=2)
-    assert len(textures.files) == 2
-    drawn = textures(torch.zeros(4, 3, 32, 32), torch.tensor([0, 3]), Random(0))
-    assert drawn.shape == (2, 3, 32, 32)
-    known = [
-        np.array(Image.open(file).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)) for file in textures.files
-    ]
-    for one in drawn:
-        assert any(np.array_equal((one * 255).round().byte().permute(1, 2, 0).numpy(), k) for k in known)
-    images, _ = pictures()
-    assert Synthesizer("perlin", textures=textures)(images, Random(0))[1].any()
+def test_given_textures_are_drawn_from():
+    pool = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    draw = given_textures(pool)
+    drawn = draw(torch.zeros(40, 3, 32, 32), torch.arange(30), Random(0))
+    assert drawn.shape == (30, 3, 32, 32)
+    found = (drawn[:, None] * 255).round().byte().eq(pool).flatten(2).all(2)
+    assert (found.sum(1) == 1).all()  # each is one of them
+    assert found.any(0).all()  # and all of them come up
 
 
-def test_folders_without_textures(tmp_path):
-    with pytest.raises(DataError, match=r"texture folder .*nowhere does not exist; give a folder of images"):
-        texture_source(str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="holds no images"):
-        texture_source(str(tmp_path))
+@pytest.mark.parametrize("recipe", ["perlin", "mixed"])
+def test_given_textures_take_the_place_of_those_named(recipe):
+    images, _ = normal_images()
+    pool = torch.zeros(2, 3, 96, 96, dtype=torch.uint8)
+    pool[:, 0] = 255
+    plain, plain_mask = Synthesizer(recipe)(images, Random(2))
+    changed, mask = Synthesizer(recipe)(images, Random(2), pool)
+    again, _ = Synthesizer(recipe, textures="images")(images, Random(2), pool)
+    assert torch.equal(changed, again)
+    assert mask.flatten(1).any(1).all()
+    assert not (torch.equal(changed, plain) and torch.equal(mask, plain_mask))
+    outside = ~mask[:, None].expand_as(images)
+    assert torch.equal(changed[outside], images[outside])
 
 
 def test_kornia_is_not_imported_before_it_is_needed():

@@ -72,7 +72,7 @@ class HeatMaps(Callback):
         """Asks the data module for previews."""
         data: Any = getattr(trainer, "datamodule", None)
         if self.enabled and stage in {"test", "predict"} and hasattr(data, "preview_height"):
-            data.preview_height = self.height
+            data.preview_height, data.preview_limit = self.height, self.limit
 
     def _reset(self) -> None:
         self._file: IO[bytes] | None = None
@@ -110,7 +110,7 @@ class HeatMaps(Callback):
             category = (batch["dataset"][i], batch["category"][i])
             self._counts[category] = self._counts.get(category, 0) + 1
             self._samples.append(small[i].ravel()[:: max(1, small[i].size // 1024)].copy())
-            if self.limit is not None and self._counts[category] > self.limit:
+            if (self.limit is not None and self._counts[category] > self.limit) or not batch["preview"][i].numel():
                 continue
             row: dict[str, Any] = {"category": category, "score": float(prediction.image_score[i])}
             row["name"] = "/".join(dict.fromkeys((*category, batch["image_id"][i])))

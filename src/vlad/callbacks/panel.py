@@ -1,4 +1,4 @@
-"""One image per image: original | anomaly map | mask | overlay, with its score and a colour bar."""
+"""One panel per image: image | anomaly map | mask | overlay, with its score and a colour bar."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable
@@ -42,8 +43,8 @@ def run(arguments: list[str]) -> int:
     checking = verb("check", "read every file of a data set and say what is wrong", _check)
     checking.add_argument("name", help="a data set of the catalogue, a record (.toml), folder, or table")
     checking.add_argument("root", help="its folder, or the file of a table")
-    checking.add_argument("--against", action="append", default=[], metavar="NAME=ROOT", help="look for the same "
-                          "images in another data set")  # fmt: skip
+    checking.add_argument("--against", action="append", default=[], metavar="NAME=ROOT", help="find images that "
+                          "another data set has too")  # fmt: skip
     checking.add_argument("--json", action="store_true", help="print JSON")
     indexing = verb("index", "write the index of a folder, table or data set", _index)
     indexing.add_argument("root", help="folder, table, or meta.json")
@@ -160,6 +161,11 @@ def _check(options: argparse.Namespace) -> int:
     return 0 if report.sound else 1
 
 
+def _from(base: str, path: str) -> str:
+    """Returns a path below the working folder as seen from another one; absolute paths stay."""
+    return path if not path or os.path.isabs(path) else Path(os.path.relpath(path, base)).as_posix()
+
+
 def _index(options: argparse.Namespace) -> int:
     from vlad.datamodules.meta import to_meta
     from vlad.files import write_atomic, write_json, write_text
@@ -168,7 +174,12 @@ def _index(options: argparse.Namespace) -> int:
     frame, _ = _index_of(options.name or "", Path(options.root))
     if output.name == "meta.json":
         write_json(output, to_meta(frame, output.resolve().parent))
-    elif output.suffix == ".csv":
+        print(f"{len(frame)} images in {output}")
+        return 0
+    base = os.path.realpath(output.parent)  # where a table's relative paths start from
+    for column in ("image_path", "mask_path"):
+        frame[column] = [_from(base, path) for path in frame[column].tolist()]
+    if output.suffix == ".csv":
         write_text(output, frame.to_csv(index=False))
     elif output.suffix == ".jsonl":
         write_text(output, frame.to_json(orient="records", lines=True))

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlad.datamodules.index import COLUMNS
 from vlad.files import cache_folder, write_text
 
 if TYPE_CHECKING:
@@ -60,8 +61,6 @@ def cached(key: str, root: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFra
         make: Makes the index.
     """
     import pandas as pd
-
-    from vlad.datamodules.index import COLUMNS
 
     state = fingerprint(root)
     name = hashlib.sha256(f"{key}\0{root.resolve()}".encode()).hexdigest()[:24]

@@ -17,7 +17,7 @@ from vlad.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["index_folder", "index_images", "index_table"]
+__all__ = ["index_folder", "index_images", "index_table", "label_of"]
 
 NORMAL = frozenset({"good", "ok", "normal", "no", "free", "pass", "negative", "healthy"})
 ANOMALOUS = frozenset(
@@ -53,7 +53,7 @@ def _folders(file: str) -> set[str]:
     return {part.lower() for part in Path(file).parts[:-1]}
 
 
-def _label_of(parts: Sequence[str]) -> int:
+def label_of(parts: Sequence[str]) -> int:
     """Returns 0, 1 or -1 by the names of the folders above an image, the nearest first."""
     for part in reversed(parts):
         if part in NORMAL:
@@ -91,12 +91,12 @@ def index_folder(root: Path, *, class_name: str | None = None) -> pd.DataFrame:
             images.append((file, folders))
     if not images:
         raise DataError(f"folder {root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    has_good = any(_label_of(folders) == 0 for _, folders in images)
+    has_good = any(label_of(folders) == 0 for _, folders in images)
     name = root.resolve().name
     rows, unlabelled = [], []
     for file, folders in images:
         split = next((SPLITS[part] for part in folders if part in SPLITS), "test")
-        label = _label_of(folders)
+        label = label_of(folders)
         if label < 0 and has_good and "test" in folders[:-1]:
             label = 1
         if label < 0:
@@ -205,7 +205,7 @@ def _parse_label(value: Any) -> int | None:
     text = str(value).strip().lower().removesuffix(".0")
     if text in _LABELS:
         return _LABELS[text]
-    label = _label_of([text])
+    label = label_of([text])
     return label if label >= 0 else None
 
 
@@ -239,7 +239,7 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
             problems.setdefault("unknown labels", []).append(f"row {number}: {line['label']}")
         if not relative or not os.path.isfile(image):
             problems.setdefault("missing images", []).append(f"row {number}: {relative or '(empty)'}")
-        if mask and not os.path.isfile(base / mask):
+        if mask and not os.path.exists(base / mask):  # MVTec LOCO's are folders
             problems.setdefault("missing masks", []).append(f"row {number}: {mask}")
         row_crop, frame = str(line.get("row_crop", "")), _number(line.get("frame"), -1)
         if not re.fullmatch(r"(\d+/[1-9]\d*)?", row_crop):
@@ -249,9 +249,7 @@ def index_table(file: Path, *, root: Path | None = None, class_name: str | None 
         seen.add((relative, row_crop, frame))
         label = 1 if label == -1 and mask else label if label is not None else -1
         parent = Path(relative).parent.name
-        category = str(
-            line.get("category") or line.get("class") or ("" if _label_of([parent.lower()]) >= 0 else parent)
-        )
+        category = str(line.get("category") or line.get("class") or ("" if label_of([parent.lower()]) >= 0 else parent))
         category = category or "object"
         prompt = class_name or str(line.get("class_name") or category)
         row = _row(str(line.get("dataset") or file.stem), prompt, "", label, "", relative, image, "")

@@ -5,24 +5,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader, SequentialSampler
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
 
 from vlad.datamodules.augment import build_augment
-from vlad.datamodules.catalog import get_protocol, get_record, list_datasets
-from vlad.datamodules.dataset import AnomalyDataset, collate
+from vlad.datamodules.catalog import get_protocol, list_datasets
+from vlad.datamodules.dataset import AnomalyDataset
+from vlad.datamodules.overlap import file_digest, refuse_overlap
 from vlad.datamodules.references import check_shots, draw_references, given_references
-from vlad.datamodules.sampling import SizeBatches
-from vlad.datamodules.selection import (
-    file_digest,
-    part_split,
-    refuse_overlap,
-    select_images_per_category,
-    select_part,
-    select_supervised,
-)
+from vlad.datamodules.sampling import build_loader
+from vlad.datamodules.selection import Selection
 from vlad.datamodules.sources import Locations, Sources, as_sources
 from vlad.datamodules.textures import TexturePool
 from vlad.errors import DataError
@@ -49,6 +42,7 @@ class AnomalyDataModule(LightningDataModule):
     Attributes:
         frames: The index of each stage that was set up: ``train``, ``val``, ``test``, ``predict``; and ``references``.
         preview_height: Height in pixels of the previews in a batch, for heat maps; 0 for none.
+        preview_limit: How many images of a category have a preview; None for all.
     """
 
     def __init__(
@@ -109,15 +103,15 @@ class AnomalyDataModule(LightningDataModule):
         if split_protocol is not None:
             published = get_protocol(split_protocol)
             train, test = train or published.get("train"), test or published["test"]
-        self.sources = {"train": train, "val": val, "test": test}
+        self.sources: dict[str, Sources | None] = {"train": train, "val": val, "test": test}
         self.predict_sources = predict
-        self.categories = categories
         self.locations = Locations(root or os.environ.get("VLAD_DATA") or None, class_name, class_name_style)
+        self.selection = Selection(self.sources, self.locations, categories, images_per_category, seed)
         self.batch_size, self.shuffle, self.num_workers = batch_size, shuffle, num_workers
         self.augment, self.textures, self.fast_jpeg = augment, textures, fast_jpeg
-        self.images_per_category = images_per_category
-        self.shots, self.references, self.seed, self.allow_overlap = shots, references, seed, allow_overlap
+        self.shots, self.references, self.allow_overlap = shots, references, allow_overlap
         self.preview_height = 0
+        self.preview_limit: int | None = None
         self.frames: dict[str, pd.DataFrame] = {}
         self._requirements: Requirements | None = None
         self._referenced = ""  # the stage that the references were selected for
@@ -173,18 +167,24 @@ class AnomalyDataModule(LightningDataModule):
             if part == "predict":
                 self.frames[part] = self.locations.index_predict(self.predict_sources)
             elif self.sources[part]:
-                self.frames[part] = self._index(part)
+                self.frames[part] = self.selection.index(part, self._supervision if part == "train" else None)
             elif part != "val" or stage == "validate":
                 raise DataError(f"data.{part} is not set: name a data set ({', '.join(list_datasets())}) or a folder")
             if scored:
                 self._select_references(part)
                 self._referenced = scored
-        if new:
-            compared = {**self.frames, **self._training_data(stage)}
-            pairs = [pair for pair in _COMPARED if set(pair) & set(new)]
-            pairs = [pair for pair in pairs if pair[0] != "references" or (scored and pair[1] in new)]
-            for line in refuse_overlap(compared, pairs, allow=self.allow_overlap):
-                rank_zero_warn(line)
+        if not new:
+            return
+        compared = {**self.frames, **self._training_data(stage)}
+        pairs = [pair for pair in _COMPARED if set(pair) & set(new)]
+        pairs = [pair for pair in pairs if pair[0] != "references" or (scored and pair[1] in new)]
+        try:
+            told = refuse_overlap(compared, pairs, allow=self.allow_overlap)
+        except DataError:  # a second try is refused too
+            self.frames = {part: frame for part, frame in self.frames.items() if part not in new}
+            raise
+        for line in told:
+            rank_zero_warn(line)
 
     def _training_data(self, stage: str) -> dict[str, pd.DataFrame]:
         """Indexes what was trained on, for comparison with what is scored; not being there keeps nobody from testing.
@@ -195,64 +195,29 @@ class AnomalyDataModule(LightningDataModule):
         if not wanted or stage == "fit" or "train" in self.frames:
             return {}
         try:
-            return {"train": self._index("train")}
+            return {"train": self.selection.index("train", self._supervision)}
         except DataError as error:
             rank_zero_warn(f"data.train is not compared with what is scored: {error}")
             return {}
-
-    def _index(self, part: str) -> pd.DataFrame:
-        import pandas as pd
-
-        sources = as_sources(self.sources[part])
-        self._warn_of_related(part)
-        supervision = self._supervision if part == "train" else None
-        frames = []
-        for source in sources:
-            split = part_split(source, part, supervision)
-            frame = select_part(self.locations.index(source), source, split, part, self.categories)
-            frames.append(frame.assign(mosaic=source.mosaic) if part == "train" and source.mosaic else frame)
-        frame = pd.concat(frames, ignore_index=True)
-        if "mosaic" in frame:
-            frame["mosaic"] = frame["mosaic"].fillna(0.0)
-        if part != "train":
-            return frame
-        frame, told = select_supervised(frame, supervision)
-        if told:
-            rank_zero_warn(told)
-        if self.images_per_category is None:
-            return frame
-        return select_images_per_category(frame, self.images_per_category, self.seed)
-
-    def _warn_of_related(self, part: str) -> None:
-        """Says so where a tested data set is known to share images or objects with one trained on."""
-        if part == "train":
-            return
-        for source in as_sources(self.sources[part]):
-            overlaps = get_record(source.name).overlaps if source.name in list_datasets() else {}
-            for other in as_sources(self.sources["train"]):
-                if other.name in overlaps:
-                    rank_zero_warn(f"{part} on {source.name}, train on {other.name}: {overlaps[other.name]}")
 
     def _select_references(self, part: str) -> None:
         """Draws references for a part that is scored, and leaves held-out images out of it."""
         import pandas as pd
 
         if self.references is not None:
-            self.frames["references"] = given_references(self.references, self.shots, self.seed, self.frames[part])
+            self.frames["references"] = given_references(
+                self.references, self.shots, self.selection.seed, self.frames[part]
+            )
         elif self.shots is not None:
             if part == "predict":
                 raise DataError("data.shots draws from a data set; for your own images give --references FOLDER")
-            references, tested = [], []
-            for source in as_sources(self.sources[part]):
-                whole = self.locations.index(source)
-                scored = select_part(whole, source, part_split(source, part), part, self.categories)
-                drawn, rest, told = draw_references(whole, scored, self.shots, self.seed)
-                references.append(drawn)
-                tested.append(rest)
+            rows = self.selection.rows(part)
+            drawn = [draw_references(whole, scored, self.shots, self.selection.seed) for whole, scored in rows]
+            for _, _, told in drawn:
                 if told:
-                    rank_zero_info(told)
-            self.frames["references"] = pd.concat(references, ignore_index=True)
-            self.frames[part] = pd.concat(tested, ignore_index=True)
+                    rank_zero_warn(told)
+            self.frames["references"] = pd.concat([references for references, _, _ in drawn], ignore_index=True)
+            self.frames[part] = pd.concat([rest for _, rest, _ in drawn], ignore_index=True)
 
     # -- loaders -----------------------------------------------------------------------------------------------
 
@@ -268,23 +233,12 @@ class AnomalyDataModule(LightningDataModule):
             textures=TexturePool(self.textures, preprocess.size) if self.textures and train else None,
             fast_jpeg=self.fast_jpeg,
             preview_height=self.preview_height if part in {"test", "predict"} else 0,
+            preview_limit=self.preview_limit,
         )
 
     def _loader(self, part: str, *, shuffle: bool = False) -> DataLoader:
-        dataset = self.dataset(part)
-        batches: dict[str, Any] = {"batch_size": self.batch_size, "shuffle": shuffle}
-        if self.requirements.preprocess.aspect == "keep":
-            rows = SequentialSampler(dataset)
-            sampler = SizeBatches(rows, self.batch_size, sizes=dataset.sizes(), shuffle=shuffle)
-            batches = {"batch_sampler": sampler}
-        workers = min(self.num_workers, max(1, len(dataset) // self.batch_size)) if self.num_workers else 0
-        return DataLoader(
-            dataset,
-            num_workers=workers,
-            collate_fn=collate,
-            persistent_workers=shuffle and workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            **batches,
+        return build_loader(
+            self.dataset(part), batch_size=self.batch_size, shuffle=shuffle, num_workers=self.num_workers
         )
 
     def train_dataloader(self) -> DataLoader:

@@ -43,6 +43,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         textures: TexturePool | None = None,
         fast_jpeg: bool = False,
         preview_height: int = 0,
+        preview_limit: int | None = None,
     ) -> None:
         """Keeps the index.
 
@@ -54,6 +55,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             textures: Where the textures of samples come from, or None.
             fast_jpeg: Whether large JPEGs are decoded at a fraction of their size.
             preview_height: Height in pixels of the samples' previews; 0 for none.
+            preview_limit: How many images of a category, in their order, have a preview; None for all. Others have one
+                of no pixels.
         """
         self.rows = frame.to_dict("records")
         self.preprocess = preprocess
@@ -62,6 +65,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         self.textures = textures
         self.fast_jpeg = fast_jpeg
         self.preview_height = preview_height
+        numbers = frame.groupby(["dataset", "category"]).cumcount().tolist()
+        self._has_preview = [preview_limit is None or number < preview_limit for number in numbers]
         self._alike: dict[tuple[str, str], list[int]] = {}
         if "mosaic" in frame:
             for number, row in enumerate(self.rows):
@@ -95,7 +100,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         if self.textures is not None:
             sample["texture"] = self.textures.draw()
         if self.preview_height:
-            sample |= self._preview(image, mask if self.truth and row["has_mask"] else None)
+            outline = mask if self.truth and row["has_mask"] else None
+            sample |= self._preview(image, outline) if self._has_preview[index] else _NO_PREVIEW
         return {"image": self._normalise(image), **sample}
 
     def sizes(self) -> list[tuple[int, int]]:
@@ -122,8 +128,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         wanted = self.preprocess
         if wanted.aspect == "squash":
             return image.resize((wanted.size, wanted.size), filter_)
-        short = min(image.size)
-        width, height = (wanted.size if side == short else int(wanted.size * side / short) for side in image.size)
+        height, width = _resized(image.height, image.width, wanted.size)
         rows, columns = fitted_size(image.height, image.width, wanted)
         return image.resize((width, height), filter_).crop((0, 0, columns, rows))
 
@@ -138,15 +143,27 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         resized = self._fit(Image.fromarray(mask.astype(np.uint8) * 255), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized) > 127)
 
+    def _seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Returns the part of an image that the method sees (left, top, right, bottom): all but what is cut off."""
+        if self.preprocess.aspect == "squash":
+            return 0, 0, width, height
+        kept = fitted_size(height, width, self.preprocess)
+        resized = _resized(height, width, self.preprocess.size)
+        return 0, 0, width * kept[1] / resized[1], height * kept[0] / resized[0]
+
     def _preview(self, image: Image.Image, mask: np.ndarray | None) -> dict[str, torch.Tensor]:
-        """Returns the image, and the mask if it is known, at the height of a heat map."""
+        """Returns the image, and the mask if it is known, at the height of a heat map: what the method sees of them."""
         height = self.preview_height
-        size = (round(height * min(max(image.width / image.height, 1 / 3), 3)), height)
-        small = np.array(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
+        seen = self._seen(image.width, image.height)
+        size = (round(height * min(max(seen[2] / seen[3], 1 / 3), 3)), height)
+        small = np.array(image.resize(size, Image.Resampling.LANCZOS, seen, reducing_gap=2.0))
         outline = np.zeros((0, 0), dtype=bool)
         if mask is not None:
-            outline = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+            outline = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST, seen))
         return {"preview": torch.from_numpy(small), "mask_preview": torch.from_numpy(outline)}
+
+
+_NO_PREVIEW = {"preview": torch.zeros(0, 0, 3, dtype=torch.uint8), "mask_preview": torch.zeros(0, 0, dtype=torch.bool)}
 
 
 def fitted_size(height: int, width: int, wanted: Preprocess) -> tuple[int, int]:
@@ -160,9 +177,14 @@ def fitted_size(height: int, width: int, wanted: Preprocess) -> tuple[int, int]:
     """
     if wanted.aspect == "squash":
         return wanted.size, wanted.size
+    rows, columns = (side // wanted.multiple * wanted.multiple for side in _resized(height, width, wanted.size))
+    return rows, columns
+
+
+def _resized(height: int, width: int, size: int) -> tuple[int, int]:
+    """Returns height and width where the shorter side becomes ``size`` and the aspect ratio is kept."""
     short = min(height, width)
-    sides = (wanted.size if side == short else int(wanted.size * side / short) for side in (height, width))
-    rows, columns = (side // wanted.multiple * wanted.multiple for side in sides)
+    rows, columns = (size if side == short else int(size * side / short) for side in (height, width))
     return rows, columns
 
 

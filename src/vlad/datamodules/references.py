@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlad.datamodules.custom import index_images
-from vlad.datamodules.selection import draw, shared_rows
+from vlad.datamodules.custom import index_images, label_of
+from vlad.datamodules.overlap import shared_rows
+from vlad.datamodules.selection import draw
 from vlad.datamodules.tables import read_table
 from vlad.errors import DataError
 
@@ -90,19 +91,25 @@ def draw_references(
     """
     import pandas as pd
 
-    normal = whole[(whole["split"] == "train") & (whole["label"] == 0) & whole["category"].isin(scored["category"])]
-    has_normal = scored["category"].isin(normal["category"])
+    normal = whole[(whole["split"] == "train") & (whole["label"] == 0) & _names(whole).isin(_names(scored))]
+    has_normal = _names(scored).isin(_names(normal))
     references, rest = train_references(normal.reset_index(drop=True), shots, seed), scored[has_normal]
     if has_normal.all():
         return references, rest, ""
-    held, left = hold_out(scored[~has_normal].reset_index(drop=True), shots, seed)
-    count = len(scored) - len(rest) - len(left)
+    without = scored[~has_normal].reset_index(drop=True)
+    held, left = hold_out(without, shots, seed)
+    names, count = ", ".join(dict.fromkeys(without["dataset"])), len(without) - len(left)
     told = (
-        f"{scored['dataset'].iloc[0]}: no normal training images; {count} test images are held out as references, "
+        f"{names}: no normal training images; {count} test images are held out as references, "
         "whatever the number of shots"
     )
     joined = [pd.concat(parts, ignore_index=True) for parts in ([references, held], [rest, left])]
     return joined[0], joined[1], told
+
+
+def _names(frame: pd.DataFrame) -> pd.Series:
+    """Returns the data set and category of each row: a table may hold several data sets."""
+    return frame["dataset"] + "/" + frame["category"]
 
 
 def given_references(given: Sequence[str] | str, shots: int | None, seed: int, wanted: pd.DataFrame) -> pd.DataFrame:
@@ -128,17 +135,18 @@ def given_references(given: Sequence[str] | str, shots: int | None, seed: int, w
         if path.suffix.lower() in {".txt", ".csv"}:
             parts.append(_listed(path))
         elif folders:
-            parts += [index_images(str(folder)).assign(category=name) for name, folder in folders.items()]
+            parts += [_in_folder(folder).assign(category=name) for name, folder in folders.items()]
         else:
-            parts.append(index_images(one).assign(category=""))
-    frame = pd.concat(parts, ignore_index=True)
+            parts.append((_in_folder(path) if path.is_dir() else index_images(one)).assign(category=""))
+    frame = pd.concat(parts, ignore_index=True).drop_duplicates(["image_path", "frame", "category"], ignore_index=True)
     how = (
         "put each category's into a folder of its name, or name them in a CSV with the columns image_path and category"
     )
     loose = frame["image_path"][frame["category"] == ""]
     if len(loose) and len(categories) > 1:
         raise DataError(
-            f"data.references does not say which of {len(categories)} categories {loose.iloc[0]} belongs to: {how}"
+            f"data.references does not name the category of {loose.iloc[0]}, and {len(categories)} categories are "
+            f"scored: {how}"
         )
     found = []
     for dataset, category in categories:
@@ -149,6 +157,24 @@ def given_references(given: Sequence[str] | str, shots: int | None, seed: int, w
         found.append(own.assign(dataset=dataset, category=category, class_name=rows["class_name"].iloc[0], label=0))
     references = pd.concat(found, ignore_index=True)
     return references if shots is None else draw(references, shots, seed, "given references", "data.shots")
+
+
+def _in_folder(folder: Path) -> pd.DataFrame:
+    """Indexes a folder of normal images.
+
+    Raises:
+        DataError: Some lie in folders that are named after anomalies.
+    """
+    frame = index_images(str(folder))
+    anomalous = [label_of(name.lower().split("/")[:-1]) == 1 for name in frame["image_id"]]
+    if any(anomalous):
+        normal = next((str(one) for one in (folder / "good", folder / "train" / "good") if one.is_dir()), "")
+        raise DataError(
+            f"references are normal images, and {sum(anomalous)} of data.references are in folders of anomalies "
+            f"(first: {frame['image_path'][anomalous].iloc[0]}); give the folder of normal images alone"
+            f"{normal and ': '}{normal}"
+        )
+    return frame
 
 
 def _listed(path: Path) -> pd.DataFrame:

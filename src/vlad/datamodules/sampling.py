@@ -1,14 +1,41 @@
-"""Batches of one size each, for images that keep their aspect ratio."""
+"""From a dataset to batches; of one size each, where images keep their aspect ratio."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
-__all__ = ["SizeBatches"]
+from vlad.datamodules.dataset import AnomalyDataset, collate
+
+__all__ = ["SizeBatches", "build_loader"]
+
+
+def build_loader(dataset: AnomalyDataset, *, batch_size: int, shuffle: bool, num_workers: int) -> DataLoader:
+    """Returns a loader of a dataset's batches.
+
+    Args:
+        dataset: The dataset.
+        batch_size: Images of a batch, at most.
+        shuffle: Whether images come in any order.
+        num_workers: Processes that read images, at most: no more than there are batches.
+    """
+    batches: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle}
+    if dataset.preprocess.aspect == "keep":
+        rows = SequentialSampler(dataset)
+        batches = {"batch_sampler": SizeBatches(rows, batch_size, sizes=dataset.sizes(), shuffle=shuffle)}
+    workers = min(num_workers, max(1, len(dataset) // batch_size)) if num_workers else 0
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=shuffle and workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        **batches,
+    )
 
 
 class SizeBatches(BatchSampler):

@@ -1,18 +1,17 @@
-"""Which rows of an index are used: split, categories, images per category; and what two parts have in common."""
+"""Which rows of an index a part of a run takes: split, categories, what a method learns from, images per category."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import zlib
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
-from vlad.datamodules.sources import Source
+from vlad.datamodules.overlap import file_digest, known_overlaps
+from vlad.datamodules.sources import Locations, Source, Sources, as_sources
 from vlad.errors import DataError, nearest
 from vlad.types import Supervision
 
@@ -20,16 +19,73 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "Selection",
     "draw",
     "file_digest",
-    "find_overlap",
     "part_split",
-    "refuse_overlap",
     "select_images_per_category",
     "select_part",
     "select_supervised",
-    "shared_rows",
 ]
+
+
+@dataclass
+class Selection:
+    """What is asked for, part by part.
+
+    Attributes:
+        sources: Data sets, folders and tables of ``train``, ``val`` and ``test``.
+        locations: Where they are.
+        categories: Categories to keep in every data set that has them; None for all.
+        images_per_category: Train on so many images per category, or on a share of them; None for all.
+        seed: Seed of the draws.
+    """
+
+    sources: Mapping[str, Sources | None]
+    locations: Locations
+    categories: list[str] | None = None
+    images_per_category: int | float | None = None
+    seed: int = 0
+
+    def rows(self, part: str, supervision: Supervision | None = None) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+        """Returns the whole index of each source of a part, and the rows that the part takes.
+
+        Raises:
+            DataError: A source is not there, or has nothing that is asked for.
+        """
+        found = []
+        for source in as_sources(self.sources[part]):
+            whole = self.locations.index(source)
+            rows = select_part(whole, source, part_split(source, part, supervision), part, self.categories)
+            found.append((whole, rows.assign(mosaic=source.mosaic) if part == "train" and source.mosaic else rows))
+        return found
+
+    def index(self, part: str, supervision: Supervision | None = None) -> pd.DataFrame:
+        """Returns the index of a part.
+
+        Args:
+            part: ``train``, ``val`` or ``test``.
+            supervision: For ``train``: what the method learns from.
+
+        Raises:
+            DataError: A source is not there, or has nothing that is asked for.
+        """
+        import pandas as pd
+
+        names = {one: [source.name for source in as_sources(self.sources[one])] for one in ("train", part)}
+        for line in known_overlaps(part, names[part], names["train"]) if part != "train" else []:
+            rank_zero_warn(line)
+        frame = pd.concat([rows for _, rows in self.rows(part, supervision)], ignore_index=True)
+        if "mosaic" in frame:
+            frame["mosaic"] = frame["mosaic"].fillna(0.0)
+        if part != "train":
+            return frame
+        frame, told = select_supervised(frame, supervision)
+        if told:
+            rank_zero_warn(told)
+        if self.images_per_category is None:
+            return frame
+        return select_images_per_category(frame, self.images_per_category, self.seed)
 
 
 def part_split(source: Source, part: str, supervision: Supervision | None = None) -> str:
@@ -89,7 +145,7 @@ def select_supervised(frame: pd.DataFrame, supervision: Supervision | None) -> t
     """Leaves out what a method cannot learn from.
 
     Returns:
-        The rest, and one line that says what was left out, or "".
+        The rest, and one line that tells what was left out, or "".
 
     Raises:
         DataError: Nothing is left.
@@ -143,88 +199,3 @@ def select_images_per_category(frame: pd.DataFrame, count: int | float, seed: in
         raise DataError(f"data.images_per_category is a number of images (4), or a share of them (0.25), not {count}")
     some = draw(frame, count, seed, "training images", "data.images_per_category")
     return some.loc[np.resize(np.arange(len(some)), len(frame))].reset_index(drop=True)
-
-
-# -- the same images in two parts ------------------------------------------------------------------------------
-
-
-def file_digest(path: str | Path) -> str:
-    """Returns the SHA-256 of a file's bytes.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read image {path} ({error.strerror or error}); replace it or remove it") from error
-
-
-def shared_rows(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[int, int]]:
-    """Returns which rows of two indices are the same image by content, as pairs of positions.
-
-    Only files whose size occurs in both are read. Images of one file are told apart by their row crop and frame.
-    """
-    if first.empty or second.empty:
-        return []
-    by_size: list[dict[int, list[int]]] = []
-    for frame in (first, second):
-        sizes: dict[int, list[int]] = defaultdict(list)
-        for position, path in enumerate(frame["image_path"]):
-            try:
-                sizes[os.stat(path).st_size].append(position)
-            except OSError:
-                continue  # told where it is decoded
-        by_size.append(sizes)
-    digests: dict[str, str] = {}
-
-    def identity(frame: pd.DataFrame, position: int) -> tuple[str, str, int]:
-        row = frame.iloc[position]
-        path = str(row["image_path"])
-        if path not in digests:
-            digests[path] = file_digest(path)
-        return digests[path], str(row["row_crop"]), int(row["frame"])
-
-    pairs = []
-    for size in by_size[0].keys() & by_size[1].keys():
-        known = {identity(first, position): position for position in by_size[0][size]}
-        for position in by_size[1][size]:
-            found = known.get(identity(second, position))
-            if found is not None:
-                pairs.append((found, position))
-    return sorted(pairs)
-
-
-def find_overlap(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[str, str]]:
-    """Returns the images that two indices have in common by content, as pairs of paths."""
-    paths = [frame["image_path"].tolist() for frame in (first, second)]
-    return sorted((paths[0][one], paths[1][other]) for one, other in shared_rows(first, second))
-
-
-def refuse_overlap(parts: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], *, allow: bool) -> list[str]:
-    """Refuses images that are in two parts, or says so where that is allowed.
-
-    Args:
-        parts: Index by part: ``train``, ``val``, ``references``, ``test``, ``predict``.
-        pairs: Which parts are compared.
-        allow: Whether an overlap is told instead of refused.
-
-    Returns:
-        A line for each overlap that is allowed.
-
-    Raises:
-        DataError: Two parts share images.
-    """
-    told = []
-    for one, other in pairs:
-        if one not in parts or other not in parts:
-            continue
-        found = find_overlap(parts[one], parts[other])
-        if not found:
-            continue
-        text = f"{len(found)} images are in data.{one} and in data.{other} (first: {found[0][0]} and {found[0][1]})"
-        if not allow:
-            raise DataError(f"{text}: results would mean nothing; take them out, or give --allow-overlap")
-        told.append(text)
-    return told

@@ -12,7 +12,7 @@ from vlad.datamodules.cache import cached
 from vlad.datamodules.catalog import Record, get_record, list_datasets
 from vlad.datamodules.custom import index_folder, index_images, index_table
 from vlad.datamodules.index import COLUMNS, index_record
-from vlad.errors import DataError
+from vlad.errors import DataError, nearest
 from vlad.rendered.benchmark import render_dataset
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Source:
 
     Attributes:
         name: A data set of the catalogue (``vlad datasets``), ``folder`` or ``table``.
-        root: Its folder (the file, for ``table``); by default looked for below ``data.root``.
+        root: Its folder (the file, for ``table``); by default below ``data.root``.
         split: Which split is taken; by default the one of the stage: test data the test split, validation data the
             validation split, training data what the method learns from.
         categories: Which categories are taken; by default all.
@@ -57,7 +57,7 @@ def as_sources(given: Sources | Sequence[Any] | dict[str, Any] | None) -> list[S
         given: Names, paths of folders or tables, mappings with the fields of :class:`Source`, or a list of these.
 
     Raises:
-        DataError: A folder that does not exist.
+        DataError: A folder that does not exist, or a mapping without a name or with an unknown field.
     """
     if given is None:
         return []
@@ -69,6 +69,10 @@ def _as_source(item: Source | str | dict[str, Any]) -> Source:
     if isinstance(item, Source):
         return item
     if isinstance(item, dict):
+        wrong = [key for key in item if key not in Source.__dataclass_fields__]
+        if wrong or "name" not in item:
+            fault = f"has no field '{wrong[0]}'; {nearest(wrong[0], Source.__dataclass_fields__)}" if wrong else ""
+            raise DataError(f"the data source {item} {fault or 'needs a name'}")
         return Source(**item)
     path = Path(str(item))
     if item in list_datasets() or path.suffix == ".toml":
@@ -142,13 +146,18 @@ class Locations:
         """Returns the index of images of which nothing is known.
 
         Args:
-            given: Files, folders, patterns, or a table.
+            given: Files, folders, patterns, tables, or a list of these.
 
         Raises:
             DataError: Nothing was given, or nothing is there.
         """
+        import pandas as pd
+
         if not given:
             raise DataError("nothing to predict: name images or folders (vlad predict FOLDER --model sdp)")
-        if isinstance(given, str) and Path(given).suffix in _TABLES:
-            return index_table(Path(given), class_name=self.class_name)
-        return index_images(given, class_name=self.class_name or "object")
+        items = [given] if isinstance(given, str) else given
+        tables = [item for item in items if Path(item).suffix in _TABLES]
+        images = [item for item in items if item not in tables]
+        frames = [index_table(Path(table), class_name=self.class_name) for table in tables]
+        frames += [index_images(images, class_name=self.class_name or "object")] if images else []
+        return pd.concat(frames, ignore_index=True)

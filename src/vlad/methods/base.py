@@ -318,6 +318,11 @@ class Method(Loops):
         return Requirements(Preprocess(self.image_size, mean, std), self.supervision if self.trains else None)
 
     @property
+    def fitted(self) -> bool:
+        """Whether references were fitted; overridden by a method that keeps something else than patch tokens."""
+        return bool(self.memory.categories)
+
+    @property
     def trains(self) -> bool:
         """Whether the method has anything to train."""
         return any(p.requires_grad for p in self.parameters())
@@ -341,7 +346,7 @@ class Method(Loops):
                 f"{name} has not been trained: give a trained run (--ckpt_path RUN), its authors' weights "
                 "(--model.weights NAME_OR_FILE), run vlad fit first, or give --allow-untrained for an experiment"
             )
-        if self.tags.needs_references and not self.memory.categories:
+        if self.tags.needs_references and not self.fitted:
             raise MethodError(
                 f"{name} compares with reference images and has none: give --shots K, or --references FOLDER of "
                 "normal images"

@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
-from vlad import Method, Prediction
-from vlad.clip.similarity import normalize, to_grid, upsample
-from vlad.methods.losses import focal_loss
+from vlad import Method
+from vlad.clip.similarity import normalize, upsample
+from vlad.methods.losses import focal_loss, two_classes
+from vlad.types import Scores, known_masks
 
 
 class MeanCosine(Method):
@@ -14,24 +15,30 @@ class MeanCosine(Method):
     Paper: none, this is an example.
     """
 
+    api = 2
     epochs = 1
 
-    def __init__(self, backbone: str, pretrained: str | None = None, image_size: int = 64, scale: float = 5.0) -> None:
-        super().__init__(backbone=backbone, pretrained=pretrained, image_size=image_size, sigma=2.0, text=False)
+    def __init__(
+        self,
+        backbone: str,
+        pretrained: str | None = None,
+        image_size: int = 64,
+        layers: tuple[int, ...] = (4,),
+        scale: float = 5.0,
+    ) -> None:
+        super().__init__(
+            backbone=backbone, pretrained=pretrained, image_size=image_size, layers=layers, sigma=2.0, text=False
+        )
         self.scale = scale
-        self.prototype = nn.Parameter(torch.ones(self.backbone.image.embed_dim))
+        self.prototype = nn.Parameter(torch.ones(len(self.layers), self.backbone.width))
 
-    def patches(self, images):
-        with torch.no_grad():
-            tokens = self.backbone.image.run(self.backbone.image.embed(images)).last
-            features = normalize(self.backbone.image.project(tokens[:, 1:]).float())
-        return -features @ normalize(self.prototype)
+    def compare(self, features, text, references=None):
+        prototypes = normalize(self.prototype)
+        cosines = [(normalize(level) * prototypes[n]).sum(-1) for n, level in enumerate(features.levels)]
+        return Scores(-self.scale * torch.stack(cosines, 1), memory=self.nearest(features, references))
 
-    def score(self, images, class_names):
-        unsmoothed_map = upsample(to_grid(self.patches(images)), images.shape[-1], align_corners=False)
-        return Prediction(unsmoothed_map, self.smooth(unsmoothed_map), unsmoothed_map.amax((1, 2)))
-
-    def loss(self, batch):
-        anomalous = upsample(to_grid(self.patches(batch["image"])), batch["image"].shape[-1], align_corners=False)
-        anomalous = torch.sigmoid(self.scale * anomalous)
-        return {"focal": focal_loss(torch.stack([1 - anomalous, anomalous], dim=1), batch["mask"])}
+    def loss(self, features, batch):
+        known = known_masks(batch)
+        mask = batch["mask"][known]
+        margin = upsample(self.compare(features, None).patches[known].mean(1), mask.shape[-2:], align_corners=False)
+        return {"focal": focal_loss(two_classes(margin), mask) if len(mask) else 0 * margin.sum()}
