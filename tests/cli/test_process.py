@@ -122,7 +122,7 @@ def test_plugin_is_listed_fitted_and_tested_by_its_short_name(vlad, plugin, tiny
     assert "metal_nut" in vlad("test", "--ckpt_path", str(run), *data, path=plugin).stdout
     config = tmp_path / "exp.yaml"
     config.write_text(f"model: {{class_path: mean_cosine, backbone: '{tiny}'}}\ndata: {{root: ., test: mvtec_ad}}\n")
-    vlad("test", "--config", "exp.yaml", path=plugin)
+    vlad("test", "--config", "exp.yaml", "--allow-untrained", path=plugin)
 
 
 def test_plugin_passes_the_conformance_suite(plugin, tiny, monkeypatch):

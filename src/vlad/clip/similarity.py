@@ -62,7 +62,8 @@ def _gaussian_matrix(size: int, sigma: float, truncate: float) -> Tensor:
     columns = np.where(columns >= size, 2 * size - 1 - columns, columns)  # the border pixel is repeated
     matrix = np.zeros((size, size))
     np.add.at(matrix, (np.arange(size)[:, None].repeat(len(offsets), 1), columns), weights[None, :])
-    return torch.from_numpy(matrix.astype(np.float32))
+    with torch.inference_mode(False):  # what is remembered must serve training too
+        return torch.from_numpy(matrix.astype(np.float32))
 
 
 def smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Tensor:

@@ -53,7 +53,8 @@ class PositionCache:
         """Returns the embedding of a grid, in the dtype and on the device of the tower's own."""
         found = self._found.get(grid)
         if found is None or (found.device, found.dtype) != (own.device, own.dtype):
-            found = self.resize(own, grid)
+            with torch.inference_mode(False):  # what is remembered must serve training too
+                found = self.resize(own, grid)
             if not torch.compiler.is_compiling():  # a tracer's tensors have no values
                 self._found[grid] = found
         return found

@@ -77,7 +77,8 @@ class AdaCLIP(HybridPrompts):
                 file, one of vlad's checkpoints, or a run folder.
             prompt_type: Static and dynamic prompts (``SD``, the default), one of them, or ``none``. What weights
                 were trained with takes precedence over the default, for this and the next three.
-            branch: Towers with prompts: image and text (``VL``, the default), ``V`` or ``L``.
+            branch: Towers with prompts: image and text (``VL``, the default), ``V`` or ``L``. A published file of
+                dynamic prompts alone tells neither this nor the depth: give both.
             depth: Blocks J whose prompts are renewed; 4 by default. The text tower's first block has none.
             length: Prompt tokens M; 5 by default.
             fusion: Whether the image score sees the fused abnormal patches; without, the image embedding alone.

@@ -289,6 +289,7 @@ class Method(Loops):
         """Returns each patch's distance to the nearest reference patch (B, h, w); None without references."""
         return None if references is None else memory_scores(self.memory_levels(features), references)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def fit_references(self, batches: Iterable[Batch]) -> None:
         """Fits what needs no gradients on normal images: by default the memory of their patch tokens, by category.

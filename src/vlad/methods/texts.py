@@ -29,7 +29,8 @@ class TextCache:
         """Returns the texts of images (B, …), each class encoded once, in float32 whatever the autocast."""
         for name in dict.fromkeys(class_names):
             if name not in self._known:
-                with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                # Outside inference mode, since what is remembered must serve training too.
+                with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
                     self._known[name] = self._encode(name)
         return self._stack([map_tensors(lambda t: t.to(device), self._known[name]) for name in class_names])
 
