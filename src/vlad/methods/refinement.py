@@ -23,7 +23,6 @@ Look = Callable[[Tensor, Tensor], Tensor]
 """(images (n, 3, S, S), boxes (n, 4)) → logits of each level on the patch grid (n, L, g, g)."""
 
 
-@dataclass
 class Refinement:
     """Options of a refinement. As it is, it leaves the map alone."""
 
