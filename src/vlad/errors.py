@@ -29,12 +29,20 @@ class RegistryError(VladError):
     """A method name is unknown, or its plug-in cannot be imported."""
 
 
+class OutputError(VladError):
+    """Results cannot be written: the disk is full, the folder read-only, and the like."""
+
+
 class OptionError(VladError):
     """The command line is wrong."""
 
 
 class MethodError(VladError):
     """A method is asked for something it cannot do."""
+
+
+class DecisionError(VladError):
+    """A decision cannot be made, cannot be read, or was made for something else than what is scored."""
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:

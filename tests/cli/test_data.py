@@ -1,4 +1,5 @@
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -9,7 +10,11 @@ from vlad.cli import main
 from vlad.datamodules import AnomalyDataModule
 from vlad.datamodules.catalog import list_datasets
 from vlad.datamodules.custom import index_table
+from vlad.datamodules.folder import read_folder
 from vlad.datamodules.index import COLUMNS
+from vlad.datamodules.masks_of import split_masks
+from vlad.datamodules.sources import Locations, as_sources
+from vlad.errors import DataError
 
 
 @pytest.fixture
@@ -120,7 +125,7 @@ def test_a_table_of_an_older_version_is_read(tmp_path):
 def test_a_key_of_ones_own_is_no_old_table(root, recwarn):
     (root / "t.csv").write_text("image_path,key\nbottle/test/good/000.png,7\n")
     assert index_table(root / "t.csv")["image_id"].tolist() == ["bottle/test/good/000"]
-    assert not recwarn.list
+    assert [str(one.message).rpartition(": ")[2] for one in recwarn.list] == ["key"]  # is not read
 
 
 def test_meta_json_there_and_back(root, capsys):
@@ -172,3 +177,118 @@ def test_own_record_by_path(tmp_path):
         ("bolt", 1),
     ]
     assert main(["data", "check", str(record), str(tmp_path / "bolts")]) == 0
+
+
+def own(root):
+    for i in range(2):
+        write_picture(root / f"good/{i}.png", seed=i)
+        write_picture(root / f"bad/{i}.png", seed=9 + i)
+        write_mask(root / f"masks/{i}.png")
+    return root
+
+
+def test_check_says_what_was_taken_for_what(tmp_path, capsys):
+    root = own(tmp_path / "parts")
+    assert main(["data", "check", str(root)]) == 0  # the kind may be left out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["parts", "test", "2", "2", "0", "2"]
+    assert lines[4].split() == ["bad", "parts", "test", "anomalous", "2", "2", "0.png", "masks/0.png"]
+    assert lines[-1] == "4 images: sound"
+    assert main(["data", "check", "folder", str(root), "--list"]) == 0
+    assert str(root / "good/1.png") in capsys.readouterr().out
+    assert main(["data", "check", str(root), "--list", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["images"]) == 4
+    (root / "masks/1.png").unlink()
+    (root / "masks/7.png").write_bytes((root / "masks/0.png").read_bytes())
+    assert main(["data", "check", str(root)]) == 1
+    out = capsys.readouterr().out
+    assert "WRONG: 1 x anomalous images have no mask: their pixels are left out\n  bad/1.png" in out
+    assert "WRONG: 1 x masks belong to no image\n  masks/7.png" in out
+    assert out.splitlines()[-1].startswith("4 images: something is wrong, 2 files are left out")
+
+
+def test_check_of_masks_of_another_size_names_both(tmp_path, capsys):
+    root = own(tmp_path / "parts")
+    write_mask(root / "masks/0.png", (20, 18))
+    assert main(["data", "check", str(root)]) == 1
+    assert f"mask {root / 'masks/0.png'} is 20x18 pixels, its image 40x36" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["index.csv", "index.tsv", "index.jsonl", "index.parquet"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_what_index_writes_of_a_folder_is_read_from_anywhere(tmp_path, file, absolute, monkeypatch, capsys):
+    root = own(tmp_path / "work/parts")
+    write_mask(root / "masks/0_mask_2.png")  # several masks of one image
+    write_picture(root / "good/a, b;\u202f\u00e9 'c'.png", seed=77)
+    original = read_folder(root).frame
+    monkeypatch.chdir(tmp_path / "work")
+    given = str(root) if absolute else "parts"
+    assert main(["data", "index", given, "-o", f"../lists/{file}"]) == 0
+    monkeypatch.chdir("/")
+    assert main(["data", "check", "table", str(tmp_path / "lists" / file)]) == 0
+    read = index_table(tmp_path / "lists" / file)
+    for column in ("image_path", "mask_path"):
+        read[column] = [json.dumps([os.path.realpath(one) for one in split_masks(cell)]) for cell in read[column]]
+        original[column] = [
+            json.dumps([os.path.realpath(one) for one in split_masks(cell)]) for cell in original[column]
+        ]
+    pd.testing.assert_frame_equal(read, original)
+
+
+def test_names_that_a_table_cannot_hold_are_told(tmp_path, capsys):
+    root = own(tmp_path / "parts")
+    write_picture(root / os.fsdecode(b"good/caf\xe9.png"))
+    assert main(["data", "index", str(root), "-o", str(tmp_path / "i.csv")]) == 1
+    assert "1 names of files cannot be written into a table" in capsys.readouterr().err
+    assert not (tmp_path / "i.csv").exists()
+    assert main(["data", "check", str(root)]) == 0
+
+
+def test_notes_are_lines(tmp_path, capsys):
+    for name in ("good/0.png", "scratch/0.png"):
+        write_picture(tmp_path / "parts" / name)
+    assert main(["data", "index", str(tmp_path / "parts"), "-o", str(tmp_path / "i.csv")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {tmp_path}/parts: 1 images beside good ones are taken for anomalous: scratch")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "T.CSV", "t.jsonl", "t.json"])
+def test_tables_as_data_test_and_predict(tmp_path, name):
+    root = own(tmp_path / "parts")
+    rows = [{"image_path": f"parts/{kind}/{i}.png", "label": kind} for kind in ("good", "bad") for i in range(2)]
+    text = json.dumps(rows) if name.endswith("json") else "\n".join(json.dumps(row) for row in rows)
+    if name.lower().endswith("csv"):
+        text = pd.DataFrame(rows).to_csv(index=False)
+    (tmp_path / name).write_text(text)
+    for given in (str(tmp_path / name), tmp_path / name, {"name": str(tmp_path / name)}, [str(tmp_path / name)]):
+        data = AnomalyDataModule(test=given)
+        data.setup("test")
+        assert data.frames["test"]["label"].tolist() == [0, 0, 1, 1]
+    found = Locations().index_predict([str(tmp_path / name), str(root / "good")])
+    assert len(found.frame) == 4
+    assert len(found.ignored["given twice"]) == 2
+
+
+def test_a_record_finds_its_data_beside_itself(tmp_path):
+    write_picture(tmp_path / "bolts/fine/a.png")
+    (tmp_path / "bolts.toml").write_text(
+        'name = "bolts"\ntitle = "Bolts"\ndomain = "industrial"\nlevels = ["image"]\nfolders = ["bolts"]\n'
+        '[categories]\nbolt = "bolt"\n[[layouts]]\nname = "ours"\n'
+        "image = '(?P<defect_type>[^/]+)/(?P<stem>[^/]+)'\nnormal = [\"fine\"]\n"
+    )
+    data = AnomalyDataModule(test=str(tmp_path / "bolts.toml"))
+    data.setup("test")
+    assert data.frames["test"]["label"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("here/parts", "data folder here/parts does not exist"),
+        (5, "a data source is a name, a path or a mapping with a name, not 5"),
+        ({"root": "x"}, "needs a name"),
+    ],
+)
+def test_what_is_no_source(given, message):
+    with pytest.raises(DataError, match=message):
+        as_sources(given)

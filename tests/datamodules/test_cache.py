@@ -61,6 +61,13 @@ def test_fingerprint_survives_circles_of_links(mvtec):
     assert fingerprint(mvtec) != before
 
 
+def test_fingerprint_survives_links_to_nowhere_and_odd_names(mvtec):
+    os.symlink("nowhere.csv", mvtec / "gone.csv")
+    os.symlink("itself.csv", mvtec / "itself.csv")
+    (mvtec / os.fsdecode(b"caf\xe9.csv")).write_text("a")
+    assert len(fingerprint(mvtec)) == 64
+
+
 def test_cached_returns_what_was_made(tmp_path, monkeypatch):
     monkeypatch.setenv("VLAD_CACHE", str(tmp_path / "cache"))
     write_mvtec(tmp_path / "mvtec_ad")

@@ -1,74 +1,104 @@
 import json
+import os
 
 import pytest
+from PIL import Image
 from tests_support import write_mask, write_picture
 
-from vlad.datamodules.custom import index_folder, index_images, index_table
+from vlad.datamodules.custom import index_images, index_table
+from vlad.datamodules.sources import Locations
 from vlad.errors import DataError
-
-
-def test_good_and_bad_without_masks(tmp_path):
-    for i in range(2):
-        write_picture(tmp_path / "OK" / f"{i}.png")
-        write_picture(tmp_path / "ng" / f"{i}.jpg")
-    frame = index_folder(tmp_path, class_name="gasket")
-    assert dict(zip(frame["image_id"], frame["label"], strict=True)) == {
-        "OK/0": 0,
-        "OK/1": 0,
-        "ng/0": 1,
-        "ng/1": 1,
-    }
-    assert set(frame["class_name"]) == {"gasket"}
-    assert set(frame["split"]) == {"test"}
-    assert not frame["has_mask"].any()
-
-
-def test_masks_pair_by_stem_not_by_order(tmp_path):
-    for stem in ("1", "2", "10"):
-        write_picture(tmp_path / "bad" / f"{stem}.png")
-        write_mask(tmp_path / "masks" / f"{stem}_mask.png")
-    write_picture(tmp_path / "good" / "1.png")
-    frame = index_folder(tmp_path)
-    for row in frame[frame["label"] == 1].to_dict("records"):
-        assert row["mask_path"].endswith(f"/{row['image_id'].split('/')[-1]}_mask.png")
-    assert frame["has_mask"].all()
-    assert frame[frame["label"] == 0]["mask_path"].item() == ""
-
-
-def test_mvtec_like_folder(tmp_path):
-    write_picture(tmp_path / "train" / "good" / "0.png")
-    for kind in ("scratch", "hole"):
-        write_picture(tmp_path / "test" / kind / "0.png")
-        write_mask(tmp_path / "ground_truth" / kind / "0_mask.png")
-    write_picture(tmp_path / "test" / "good" / "0.png")
-    frame = index_folder(tmp_path)
-    rows = {row["image_id"]: row for row in frame.to_dict("records")}
-    assert [rows[f"test/{k}/0"]["label"] for k in ("scratch", "hole", "good")] == [1, 1, 0]
-    assert rows["test/hole/0"]["mask_path"].endswith("ground_truth/hole/0_mask.png")
-    assert rows["train/good/0"]["split"] == "train"
-
-
-def test_folder_errors(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
-        index_folder(tmp_path / "none")
-    with pytest.raises(DataError, match="holds no images"):
-        index_folder(tmp_path)
-    write_picture(tmp_path / "x" / "0.png")
-    with pytest.raises(DataError, match=r"does not tell good from bad.*x/0.png.*vlad predict"):
-        index_folder(tmp_path)
 
 
 def test_images_for_prediction(tmp_path):
     for name in ("a/1.png", "a/b/1.png", "c.jpg", "a/masks/1.png"):
         write_picture(tmp_path / name)
-    assert list(index_images(tmp_path)["image_id"]) == ["a/1", "a/b/1", "c"]
-    assert (index_images(tmp_path / "c.jpg", class_name="nut")["class_name"] == "nut").all()
-    both = index_images([tmp_path / "a", str(tmp_path / "*.jpg")])
+    found = index_images(tmp_path)
+    assert list(found.frame["image_id"]) == ["a/1", "a/b/1", "c"]
+    assert found.ignored == {"in a folder of masks": [str(tmp_path / "a/masks/1.png")]}
+    assert (index_images(tmp_path / "c.jpg", class_name="nut").frame["class_name"] == "nut").all()
+    both = index_images([tmp_path / "a", str(tmp_path / "*.jpg")]).frame
     assert list(both["image_id"]) == ["1", "b/1", "c"]
     assert (both["label"] == -1).all()
     for nothing in (tmp_path / "none", str(tmp_path / "*.bmp")):
         with pytest.raises(DataError, match="nothing is there"):
             index_images(nothing)
+
+
+def test_every_file_is_a_row_or_ignored_with_a_reason(tmp_path):
+    write_picture(tmp_path / "p/0.png")
+    write_mask(tmp_path / "p/0_mask.png")
+    write_picture(tmp_path / "p/label.png")
+    (tmp_path / "p/notes.txt").write_text("")
+    (tmp_path / "p/phone.heic").write_bytes(b"....")
+    os.symlink("nowhere.jpg", tmp_path / "p/gone.jpg")
+    os.mkfifo(tmp_path / "p/pipe.png")
+    (tmp_path / "p/clip.mp4").write_bytes(b"nothing")
+    found = index_images([tmp_path / "p", tmp_path / "p/0.png"])
+    assert set(found.frame["image_id"]) == {"0", "label", "gone", "pipe", "clip"}  # those that fail are rows too
+    assert {reason.split(",")[0]: len(paths) for reason, paths in found.ignored.items()} == {
+        "HEIC images": 1,
+        "not an image by the suffix": 1,
+        "a mask beside its image": 1,
+        "given twice": 1,
+    }
+
+
+def test_ids_of_several_sources_are_told_apart(tmp_path, monkeypatch):
+    def ids(*sources, class_name="object"):
+        frame = index_images(sources, class_name=class_name).frame
+        assert frame["image_id"].is_unique
+        assert not frame["image_id"].str.contains("..", regex=False).any()
+        return dict(zip(frame["image_id"], frame["image_path"], strict=True))
+
+    for name in ("x/cam1/a.png", "x/cam2/a.jpg", "y/cam1/a.png", "y/cam1/b.png", "z/c.png"):
+        write_picture(tmp_path / name)
+    monkeypatch.chdir(tmp_path / "x")
+    assert set(ids("cam1", "cam2")) == {"cam1/a", "cam2/a"}
+    assert set(ids("cam1/a.png", "cam2/a.jpg")) == {"cam1/a", "cam2/a"}
+    assert set(ids("cam1", "../y/cam1", "../z")) == {"x/cam1/a", "y/cam1/a", "y/cam1/b", "c"}
+    assert ids("cam1", "../y/cam1")["y/cam1/a"] == "../y/cam1/a.png"
+    assert set(ids("cam1", "cam2", class_name="cam1")) == {"a", "cam2/a"}
+    assert set(ids(".", "../y")) == {"x/cam1/a", "x/cam2/a", "y/cam1/a", "y/cam1/b"}
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    write_picture(tmp_path / "b.png")
+    os.rename(tmp_path / "b.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    write_picture(tmp_path / "a.png")
+    frame = index_images(tmp_path).frame
+    assert [os.fsencode(name) for name in frame["image_id"]] == [b"a", b"caf\xe9"]
+    assert frame["frame"].dtype == "int64"
+    assert frame["has_mask"].dtype == "bool"
+    (tmp_path / "c").mkdir()
+    write_picture(tmp_path / "c/c.png")
+    assert len(Locations().index_predict([str(tmp_path / "c"), str(tmp_path)]).frame) == 3
+
+
+def test_a_pattern_may_match_folders(tmp_path):
+    for name in ("line1/a.png", "line2/b/a.png"):
+        write_picture(tmp_path / name)
+    assert list(index_images(str(tmp_path / "line*")).frame["image_id"]) == ["a", "b/a"]
+
+
+def test_each_page_is_a_row_and_that_is_said(tmp_path):
+    pages = [Image.new("L", (8, 8), 40 * page) for page in range(3)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    write_picture(tmp_path / "one.tif")
+    with pytest.warns(
+        UserWarning, match=r"1 images of several pages: each page is scored \(first: .*stack.tif, 3 pages"
+    ):
+        frame = index_images(tmp_path).frame
+    assert frame["frame"].tolist() == [-1, 0, 1, 2]
+    assert frame["image_id"].tolist() == ["one", "stack_000000", "stack_000001", "stack_000002"]
+
+
+def test_a_folder_without_images_says_what_is_there(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"")
+    with pytest.raises(DataError, match=r"holds no images; ignored: 1 HEIC images.*a\.heic"):
+        index_images(tmp_path)
+    write_picture(tmp_path / "b/a.png")
+    assert len(index_images([tmp_path / "b", tmp_path]).frame) == 1
 
 
 @pytest.fixture
@@ -125,8 +155,8 @@ def test_all_problems_of_a_table_are_told_together(images):
 def test_table_errors(images):
     with pytest.raises(DataError, match="does not exist"):
         index_table(images / "none.csv")
-    (images / "t.csv").write_text("file\nx\n")
-    with pytest.raises(DataError, match=r"no column image_path; it has \['file'\]"):
+    (images / "t.csv").write_text("what\nx\n")
+    with pytest.raises(DataError, match=r"no column image_path; it has \['what'\]"):
         index_table(images / "t.csv")
     (images / "t.xls").write_text("")
     with pytest.raises(DataError, match="use .csv"):

@@ -184,9 +184,9 @@ def test_wrong_augmentation(mvtec, step, message):
 def test_an_error_in_a_worker_keeps_its_sentence(mvtec):
     from vlad.cli import _short
 
-    write_mask(mvtec / "mvtec_ad" / "bottle" / "ground_truth" / "broken" / "000_mask.png", size=(7, 7))
     data = small_data(mvtec, test="mvtec_ad", num_workers=1)
-    data.setup("test")
+    data.setup("test")  # what is wrong by now is told here; later changes where they are read
+    write_mask(mvtec / "mvtec_ad" / "bottle" / "ground_truth" / "broken" / "000_mask.png", size=(7, 7))
     with pytest.raises(DataError) as error:
         list(data.test_dataloader())
     assert _short(error.value).startswith("mask ")

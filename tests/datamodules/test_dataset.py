@@ -1,3 +1,6 @@
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from vlad.datamodules.catalog import get_record
 from vlad.datamodules.dataset import AnomalyDataset, collate
 from vlad.datamodules.decode import load_image, load_mask
 from vlad.datamodules.index import index_record
+from vlad.datamodules.roi import regions_digest
 from vlad.errors import DataError
 from vlad.types import Preprocess
 
@@ -65,11 +69,11 @@ def test_prediction_samples_hold_no_truth(dataset):
 
 def test_batches_hold_what_their_type_names_and_no_recipes(mvtec):
     data = small_data(mvtec, "auxiliary", train="mvtec_ad", predict=str(mvtec / "mvtec_ad/bottle/test"))
-    names = {"image", "class_name", "dataset", "category", "image_id", "path", "index"}
+    names = {"image", "class_name", "dataset", "category", "image_id", "path", "index", "original_size", "seen_size"}
     data.setup("fit")
     data.setup("predict")
     assert set(next(iter(data.train_dataloader()))) == names | {"mask", "has_mask", "label"}
-    assert set(next(iter(data.predict_dataloader()))) == names
+    assert set(next(iter(data.predict_dataloader()))) == names | {"digest", "failed"}
 
 
 def test_previews_are_small_images_and_masks(tmp_path):
@@ -84,13 +88,13 @@ def test_previews_are_small_images_and_masks(tmp_path):
     (batch,) = data.test_dataloader()
     by_id = dict(zip(batch["image_id"], zip(batch["preview"], batch["mask_preview"], strict=True), strict=True))
     shapes = {name: tuple(preview.shape) for name, (preview, _) in by_id.items()}
-    assert shapes == {"good/0": (24, 48, 3), "bad/1": (24, 12, 3), "bad/2": (24, 72, 3)}  # at most three times as wide
+    assert shapes == {"good/0": (24, 48, 3), "bad/1": (48, 24, 3), "bad/2": (24, 240, 3)}  # at their own aspect ratio
     assert {preview.dtype for preview in batch["preview"]} == {torch.uint8}
     assert {mask.dtype for mask in batch["mask_preview"]} == {torch.bool}
     assert by_id["good/0"][1].shape == (24, 48)
     assert not by_id["good/0"][1].any()
     expected = load_mask(str(tmp_path / "own/masks/1.png"))
-    expected = np.array(Image.fromarray(expected).resize((12, 24), Image.Resampling.NEAREST))
+    expected = np.array(Image.fromarray(expected).resize((24, 48), Image.Resampling.NEAREST))
     assert np.array_equal(by_id["bad/1"][1].numpy(), expected)
     assert expected.any()
     assert by_id["bad/2"][1].numel() == 0
@@ -119,13 +123,13 @@ def test_previews_show_what_the_method_sees(tmp_path):
         assert bool(sample["mask_preview"].any()) == seen
 
 
-def test_images_beyond_the_limit_have_no_preview(mvtec):
+def test_previews_of_a_limit_are_spread_over_each_category(mvtec):
     data = small_data(mvtec, test="mvtec_ad", batch_size=12)
     data.preview_height, data.preview_limit = 24, 2
     data.setup("test")
     (batch,) = data.test_dataloader()
     drawn = [bool(preview.numel()) for preview in batch["preview"]]
-    assert drawn == [bool(mask.numel()) for mask in batch["mask_preview"]] == [row % 6 < 2 for row in range(12)]
+    assert drawn == [bool(mask.numel()) for mask in batch["mask_preview"]] == [row % 6 in {1, 4} for row in range(12)]
 
 
 def test_only_what_is_scored_has_previews(mvtec):
@@ -216,3 +220,78 @@ def test_mosaic_joins_four_images_and_masks_of_a_category(dataset, tmp_path):
     assert 1 in labels
     never = AnomalyDataset(frame.assign(mosaic=0.0), Preprocess(80, MEAN, STD))
     assert torch.equal(never[1]["image"], plain[1]["image"])
+
+
+def test_an_image_that_cannot_be_read_is_listed_where_that_is_tolerated(dataset, tmp_path):
+    frame = _frame(dataset).reset_index(drop=True)
+    (tmp_path / "broken.png").write_text("no image")
+    frame.loc[1, "image_path"] = str(tmp_path / "broken.png")
+    strict = AnomalyDataset(frame, dataset.preprocess, truth=False)
+    with pytest.raises(DataError, match=r"broken\.png"):
+        strict[1]
+    tolerant = AnomalyDataset(frame, dataset.preprocess, truth=False, tolerant=True)
+    batch = collate([tolerant[0], tolerant[1], tolerant[2]])
+    assert batch["index"].tolist() == [0, 2]
+    ((index, reason),) = batch["failed"]
+    assert index == 1
+    assert "broken.png" in reason
+    assert batch["digest"][0] == hashlib.sha256(Path(frame["image_path"][0]).read_bytes()).hexdigest()
+    nothing = collate([tolerant[1]])
+    assert len(nothing["image"]) == 0
+    assert nothing["failed"] == [(1, reason)]
+
+
+def test_a_batch_tells_the_size_of_the_image_and_what_of_it_is_seen(tmp_path):
+    write_picture(tmp_path / "a.png", (130, 96))
+    data = small_data(preprocess=Preprocess(98, MEAN, STD, aspect="keep", multiple=14), predict=[str(tmp_path)])
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    assert batch["original_size"].tolist() == [[96, 130]]
+    assert batch["image"].shape[-2:] == (98, 126)
+    assert batch["seen_size"].tolist() == [[96, 124]]  # of the 132 columns after resizing, 126 are kept
+
+
+def test_regions_of_interest_come_with_the_batch(tmp_path):
+    for name in ("a", "b"):
+        write_picture(tmp_path / f"p/{name}.png", (64, 64))
+    half = np.zeros((64, 64), np.uint8)
+    half[:, :32] = 255
+    (tmp_path / "roi").mkdir()
+    Image.fromarray(half).save(tmp_path / "roi/part.png")
+    Image.fromarray(255 - half).save(tmp_path / "roi/b.png")
+    data = small_data(predict=[str(tmp_path / "p")], class_name="part", roi=str(tmp_path / "roi"))
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    side = batch["image"].shape[-1]
+    assert batch["roi"][0, :, : side // 2].all()
+    assert not batch["roi"][0, :, side // 2 :].any()
+    assert torch.equal(batch["roi"][1], ~batch["roi"][0])  # the image's own mask takes precedence
+    ignore = small_data(predict=[str(tmp_path / "p")], class_name="part", ignore=str(tmp_path / "roi"))
+    ignore.setup("predict")
+    (other,) = ignore.predict_dataloader()
+    assert torch.equal(other["roi"], ~batch["roi"])
+    frames = [one.frames["predict"] for one in (data, ignore)]
+    assert regions_digest(frames[0], whole=True) != regions_digest(frames[1], whole=True)
+    assert regions_digest(frames[0]) == "per image"
+
+
+@pytest.mark.parametrize(
+    ("size", "value", "told"),
+    [((32, 32), 255, "roi.png is 32x32"), ((64, 64), 0, "roi.png leaves no pixel of")],
+)
+def test_a_region_that_does_not_fit_is_an_error_of_the_image(tmp_path, size, value, told):
+    write_picture(tmp_path / "p/a.png", (64, 64))
+    Image.fromarray(np.full(size, value, np.uint8)).save(tmp_path / "roi.png")
+    data = small_data(predict=[str(tmp_path / "p")], roi=str(tmp_path / "roi.png"))
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    assert told in batch["failed"][0][1]
+
+
+@pytest.mark.parametrize("option", ["roi", "ignore"])
+def test_a_region_of_nothing_is_refused(tmp_path, option):
+    write_picture(tmp_path / "p/a.png", (64, 64))
+    (tmp_path / "roi").mkdir()
+    for given, told in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "roi", "has a mask for none of the 1")):
+        with pytest.raises(DataError, match=rf"data\.{option} .* {told}"):
+            small_data(predict=[str(tmp_path / "p")], **{option: str(given)}).setup("predict")

@@ -173,9 +173,10 @@ def test_links_in_circles_and_to_nowhere(tmp_path):
     os.symlink(root / "gone", root / "bottle" / "test" / "gone")
     os.symlink(root / "gone.png", root / "bottle" / "test" / "good" / "gone.png")
     frame = index_record(get_record("mvtec_ad"), root)
-    assert len(frame) == clean
-    assert len(index_images(str(root / "bottle" / "test"))) == 6
-    assert len(index_folder(root / "bottle")) == 9
+    assert len(frame) == clean + 1  # the link to nowhere is a row that fails where it is read, by its name
+    assert len(index_images(str(root / "bottle" / "test")).frame) == 7
+    with pytest.warns(UserWarning, match="links to a folder that they are in"):
+        assert len(index_folder(root / "bottle")) == 10
 
 
 def test_check_reports_every_damaged_file_and_goes_on(tmp_path):

@@ -272,12 +272,12 @@ def test_some_of_the_given_references_are_drawn(mvtec, given):
         ("none.txt", r"list of references .*none\.txt does not exist"),
         ("none", "nothing is there"),
         ("empty.txt", r"empty\.txt names no images"),
-        ("wrong.csv", r"wrong\.csv has no column image_path; it has \['file'\]"),
+        ("wrong.csv", r"wrong\.csv has no column image_path; it has \['what'\]"),
     ],
 )
 def test_given_references_that_cannot_be_used(mvtec, given, place, message):
     (given / "short.csv").write_text("image_path,category\nreferences/bottle/a.png,bottle\n")
-    (given / "wrong.csv").write_text("file\nreferences/bottle/a.png\n")
+    (given / "wrong.csv").write_text("what\nreferences/bottle/a.png\n")
     (given / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match=message):
         small_data(mvtec, test="mvtec_ad", references=str(given / place)).setup("test")

@@ -7,7 +7,7 @@ from tests_support import write_mask, write_picture
 from torch.utils.data import DistributedSampler
 from trees import MEAN, STD, small_data
 
-from vlad.datamodules.sampling import SizeBatches
+from vlad.datamodules.sampling import PredictionBatches, SizeBatches
 from vlad.types import Preprocess
 
 WIDE, TALL = (98, 126), (126, 98)
@@ -98,3 +98,27 @@ def test_lightning_predicts_every_image(mixed):
                       enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     found = [size for batch in trainer.predict(Sizes(), data) for size in batch]
     assert sorted(found) == sorted([WIDE] * 4 + [TALL])
+
+
+def _blocks(**options):
+    return list(PredictionBatches(range(0), 3, total=10, **options))
+
+
+def test_processes_share_the_same_batches_and_none_is_scored_twice():
+    alone = _blocks()
+    assert alone == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    shared = [_blocks(rank=rank, world_size=3) for rank in range(3)]
+    assert sorted(batch for one in shared for batch in one) == alone
+    assert [len(one) for one in shared] == [2, 1, 1]
+    assert _blocks(rank=5, world_size=6) == []  # fewer batches than processes
+
+
+def test_a_continued_run_has_the_rest_of_the_same_batches():
+    assert _blocks(leave_out={0, 1, 2, 4, 9}) == [[3, 5], [6, 7, 8]]
+    batches = PredictionBatches(range(0), 3, total=10, leave_out={0, 1, 2, 4, 9})
+    assert len(batches) == 2
+
+
+def test_batches_of_a_prediction_hold_images_of_one_size():
+    sizes = [(2, 3)] * 4 + [(3, 2)] * 2 + [(2, 3)] * 4
+    assert _blocks(sizes=sizes) == [[0, 1, 2], [3], [4, 5], [6, 7, 8], [9]]

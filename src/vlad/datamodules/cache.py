@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlad.datamodules.index import COLUMNS
+from vlad.errors import VladError
 from vlad.files import cache_folder, write_text
 
 if TYPE_CHECKING:
@@ -44,11 +45,15 @@ def fingerprint(root: Path) -> str:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                stack.append(Path(entry.path))
-            elif Path(entry.name).suffix.lower() in _LISTS:
-                status = entry.stat()
-                digest.update(f"{entry.path}\0{status.st_mtime_ns}\0{status.st_size}\0".encode())
+            try:
+                if entry.is_dir():
+                    stack.append(Path(entry.path))
+                elif Path(entry.name).suffix.lower() in _LISTS:
+                    status = entry.stat()
+                    text = f"{entry.path}\0{status.st_mtime_ns}\0{status.st_size}\0"
+                    digest.update(text.encode(errors="surrogateescape"))
+            except OSError:  # a link that leads nowhere, or to itself
+                continue
     return digest.hexdigest()
 
 
@@ -78,6 +83,6 @@ def cached(key: str, root: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFra
     except (OSError, ValueError):
         pass  # no cache, or a damaged one
     frame = make()
-    with suppress(OSError, UnicodeEncodeError):  # without the cache it is only slower
+    with suppress(VladError, OSError, UnicodeEncodeError):  # without the cache it is only slower
         write_text(file, f"{state} {len(frame)}\n{frame.to_csv(index=False)}")
     return frame

@@ -1,10 +1,10 @@
-"""What is wrong with a data set on disk: counts, unreadable files, masks, duplicates."""
+"""What a data set on disk is taken for, and what is wrong: counts, files left out, unreadable files, masks, copies."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from vlad.datamodules.decode import RowCrop, load_image, load_mask
+from vlad.datamodules.decode import Reading, RowCrop, load_image, load_mask
+from vlad.datamodules.image_files import printable
+from vlad.datamodules.masks_of import split_masks
+from vlad.datamodules.notes import BYSTANDERS, Note
+from vlad.datamodules.pages_of import pages_of
+from vlad.datamodules.taken import Taken, taken_for
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,31 +52,46 @@ class Report:
 
     Attributes:
         counts: Per category and split: normal, anomalous, unknown, and masks.
+        taken: Per folder: what its images were taken for.
         findings: What is wrong or worth knowing.
+        left_out: How many files have no effect though they may be meant to.
     """
 
     counts: list[dict[str, Any]] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    left_out: int = 0
 
     @property
     def sound(self) -> bool:
-        """Whether nothing serious was found."""
-        return not any(finding.serious for finding in self.findings)
+        """Whether nothing serious was found and nothing was left out."""
+        return not self.left_out and not any(finding.serious for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
         """Returns plain values."""
         return {"sound": self.sound, **asdict(self)}
 
 
-def check_index(frame: pd.DataFrame, record: Record | None = None, *, others: Sequence[pd.DataFrame] = ()) -> Report:
+def check_index(
+    frame: pd.DataFrame,
+    record: Record | None = None,
+    *,
+    others: Sequence[pd.DataFrame] = (),
+    notes: Sequence[Note] = (),
+    ignored: Mapping[str, Sequence[str]] | None = None,
+    reading: Reading | None = None,
+) -> Report:
     """Reads every file of an index and says what is wrong.
 
     Args:
         frame: The index.
         record: What the data set should hold, if it is one of the catalogue.
         others: Indices of other data sets, to find images that are in both.
+        notes: What was guessed or left open when the index was made.
+        ignored: Files that are not in the index: reason → paths.
+        reading: The rules that images are read by.
     """
-    report = Report()
+    report = Report(taken=taken_for(frame))
     rows = frame.to_dict("records")
     for (category, split), group in frame.groupby(["category", "split"], sort=False):
         labels = group["label"]
@@ -86,19 +106,26 @@ def check_index(frame: pd.DataFrame, record: Record | None = None, *, others: Se
             }
         )
     found: dict[tuple[bool, str], list[str]] = defaultdict(list)
+    for note in notes:
+        found[note.serious, note.kind] += note.paths
+        report.left_out += len(note.paths) * note.left_out
+    for reason, paths in (ignored or {}).items():
+        meant = reason not in BYSTANDERS
+        found[False, f"left out: {reason}" if meant else f"no images: {reason}"] += paths
+        report.left_out += len(paths) * meant
     if record is not None:
         _compare_counts(frame, record, found)
         if "pixel" in record.levels:
             lacking = [row["image_path"] for row in rows if row["label"] == 1 and not row["mask_path"]]
             found[True, "anomalous images without a mask"] += lacking
     with ThreadPoolExecutor(4) as pool:  # decoding and hashing leave Python's lock
-        for problems in pool.map(_read_row, rows):
+        for problems in pool.map(lambda row: _read_row(row, reading or Reading()), rows):
             for kind, text in problems:
                 found[kind in _SERIOUS, kind].append(text)
     _duplicates(rows, [row for other in others for row in other.to_dict("records")], found)
     report.findings = [
-        Finding(kind, serious, len(texts), texts[:5])
-        for (serious, kind), texts in sorted(found.items(), reverse=True)
+        Finding(kind, serious, len(texts), [printable(text) for text in texts[:5]])
+        for (serious, kind), texts in ((key, list(dict.fromkeys(texts))) for key, texts in sorted(found.items())[::-1])
         if texts
     ]
     return report
@@ -110,29 +137,47 @@ _UNREADABLE, _MASK, _EMPTY, _GREY = (
     "masks without an anomalous pixel",
     "masks with values besides two: where the threshold lies changes their area",
 )
+_TURNED = "images are turned as their EXIF data say, and their masks with them"
+_PAGES = "images of several pages, of which the first is taken"
 _KINDS = (("train", 0, "normal"), ("test", 0, "normal"), ("test", 1, "anomalous"))
 _SERIOUS = {_UNREADABLE, _MASK, _EMPTY}
 
 
-def _read_row(row: dict[str, Any]) -> list[tuple[str, str]]:
+def _read_row(row: dict[str, Any], reading: Reading) -> list[tuple[str, str]]:
     problems = []
-    size, crop = None, RowCrop.parse(row["row_crop"])
+    path, frame, size, crop = row["image_path"], int(row["frame"]), None, RowCrop.parse(row["row_crop"])
     try:
-        size = load_image(row["image_path"], crop=crop, frame=int(row["frame"]), reader=row["reader"]).size
+        size = load_image(path, crop=crop, frame=frame, reader=row["reader"], reading=reading).size
+        if frame < 0 and pages_of(Path(path)) > 1:
+            problems.append((_PAGES, path))
+        with Image.open(path) as opened:
+            if opened.getexif().get(0x0112, 1) not in {0, 1}:
+                problems.append((_TURNED, path))
     except DataError as error:
         problems.append((_UNREADABLE, str(error)))
+    except Exception:  # a video or a TIFF that only our own reader opens; its metadata do not matter
+        pass
     if row["mask_path"]:
+        threshold = int(row["mask_threshold"])
         try:
-            if not load_mask(row["mask_path"], size, threshold=row["mask_threshold"], crop=crop).any():
+            if not load_mask(
+                row["mask_path"], size, threshold=threshold, crop=crop, frame=frame, reading=reading
+            ).any():
                 problems.append((_EMPTY, row["mask_path"]))
-            if Path(row["mask_path"]).is_file():
-                with Image.open(row["mask_path"]) as opened:
-                    values = np.unique(np.asarray(opened if opened.mode in {"P", "L", "1"} else opened.convert("L")))
-                if len(values) > 2:
-                    problems.append((_GREY, f"{row['mask_path']} ({len(values)} values)"))
         except DataError as error:
             problems.append((_MASK, str(error)))
+        else:
+            problems += [(_GREY, text) for text in map(_values, split_masks(row["mask_path"])) if text]
     return problems
+
+
+def _values(mask: str) -> str:
+    """Returns how many values a mask has, if it has more than two, else ""."""
+    if not Path(mask).is_file():
+        return ""
+    with Image.open(mask) as opened:
+        values = np.unique(np.asarray(opened if opened.mode in {"P", "L", "1"} else opened.convert("L")))
+    return f"{mask} ({len(values)} values)" if len(values) > 2 else ""
 
 
 def _compare_counts(frame: pd.DataFrame, record: Record, found: dict[tuple[bool, str], list[str]]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -12,13 +14,17 @@ from torch.utils.data import DataLoader
 from vlad.datamodules.augment import build_augment
 from vlad.datamodules.catalog import get_protocol, list_datasets
 from vlad.datamodules.dataset import AnomalyDataset
+from vlad.datamodules.decode import Reading
+from vlad.datamodules.index import Found
 from vlad.datamodules.overlap import file_digest, refuse_overlap
+from vlad.datamodules.readable import check_files
 from vlad.datamodules.references import check_shots, draw_references, given_references
-from vlad.datamodules.sampling import build_loader
+from vlad.datamodules.roi import add_regions, regions_digest
+from vlad.datamodules.sampling import build_loader, build_prediction_loader
 from vlad.datamodules.selection import Selection
 from vlad.datamodules.sources import Locations, Sources, as_sources
 from vlad.datamodules.textures import TexturePool
-from vlad.errors import DataError
+from vlad.errors import DataError, OptionError
 from vlad.types import Requirements, Supervision
 
 if TYPE_CHECKING:
@@ -41,8 +47,10 @@ class AnomalyDataModule(LightningDataModule):
 
     Attributes:
         frames: The index of each stage that was set up: ``train``, ``val``, ``test``, ``predict``; and ``references``.
-        preview_height: Height in pixels of the previews in a batch, for heat maps; 0 for none.
+        ignored: Files below the folders to predict that are no images, by reason.
+        preview_height: Shorter side in pixels of the previews in a batch, for heat maps; 0 for none.
         preview_limit: How many images of a category have a preview; None for all.
+        leave_out: Gives the rows of ``predict`` that are scored already; None for none.
     """
 
     def __init__(
@@ -67,6 +75,10 @@ class AnomalyDataModule(LightningDataModule):
         seed: int = 0,
         allow_overlap: bool = False,
         fast_jpeg: bool = False,
+        intensity_range: list[float] | None = None,
+        max_pixels: int = Reading.max_pixels,
+        roi: str | None = None,
+        ignore: str | None = None,
     ) -> None:
         """Keeps the choice; files are looked at in :meth:`setup`.
 
@@ -97,9 +109,25 @@ class AnomalyDataModule(LightningDataModule):
             allow_overlap: Whether images may be in two parts of the run, such as training and test.
             fast_jpeg: Decode large JPEGs at a fraction of their size, never below one and a half
                 times the method's size: faster, and not to the last bit what published code sees.
+            intensity_range: Values that become black and white in images of more than 8 bits: [0, 4095] for 12 bits
+                in 16. By default what the file says, else all of its type.
+            max_pixels: Largest image in pixels; larger ones are taken for decompression bombs.
+            roi: Region of interest in testing and prediction: a mask whose white pixels are inspected, at the size of
+                the images, or a folder of masks named like the categories or the images.
+            ignore: The like, of pixels that are not inspected.
+
+        Raises:
+            OptionError: An option is out of range.
         """
         super().__init__()
         check_shots(shots)
+        if batch_size < 1 or num_workers < 0:
+            raise OptionError(
+                f"data.batch_size is at least 1, not {batch_size}"
+                if batch_size < 1
+                else f"data.num_workers is 0 or more, not {num_workers}"
+            )
+        self.reading = _reading(intensity_range, max_pixels)
         if split_protocol is not None:
             published = get_protocol(split_protocol)
             train, test = train or published.get("train"), test or published["test"]
@@ -109,10 +137,14 @@ class AnomalyDataModule(LightningDataModule):
         self.selection = Selection(self.sources, self.locations, categories, images_per_category, seed)
         self.batch_size, self.shuffle, self.num_workers = batch_size, shuffle, num_workers
         self.augment, self.textures, self.fast_jpeg = augment, textures, fast_jpeg
+        self.roi, self.ignore = roi, ignore
         self.shots, self.references, self.allow_overlap = shots, references, allow_overlap
         self.preview_height = 0
         self.preview_limit: int | None = None
+        self.leave_out: Callable[[], Collection[int]] | None = None
         self.frames: dict[str, pd.DataFrame] = {}
+        self.ignored: dict[str, list[str]] = {}
+        self._to_predict: Found | None = None
         self._requirements: Requirements | None = None
         self._referenced = ""  # the stage that the references were selected for
 
@@ -147,6 +179,23 @@ class AnomalyDataModule(LightningDataModule):
 
     # -- index -------------------------------------------------------------------------------------------------
 
+    def look(self, stage: str) -> None:
+        """Indexes what a stage reads, so that a wrong folder is told before a method is loaded.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            DataError: Nothing is asked for, or it is not there.
+        """
+        for part in _PARTS[stage]:
+            if part == "predict":
+                self._to_predict = self.locations.index_predict(self.predict_sources)
+            elif not self.sources[part] and (part != "val" or stage == "validate"):
+                raise DataError(f"data.{part} is not set: name a data set ({', '.join(list_datasets())}) or a folder")
+            for source in as_sources(self.sources.get(part)):
+                self.locations.index(source)
+
     def prepare_data(self) -> None:
         """Indexes once per machine; the other processes then find the index in the cache."""
         for part in _PARTS.get(getattr(self.trainer.state.fn, "value", "") if self.trainer else "", ()):
@@ -165,7 +214,8 @@ class AnomalyDataModule(LightningDataModule):
         new = [part for part in _PARTS[stage] if part not in self.frames]
         for part in new:
             if part == "predict":
-                self.frames[part] = self.locations.index_predict(self.predict_sources)
+                found = self._to_predict or self.locations.index_predict(self.predict_sources)
+                self.frames[part], self.ignored = found.frame, found.ignored
             elif self.sources[part]:
                 self.frames[part] = self.selection.index(part, self._supervision if part == "train" else None)
             elif part != "val" or stage == "validate":
@@ -173,18 +223,26 @@ class AnomalyDataModule(LightningDataModule):
             if scored:
                 self._select_references(part)
                 self._referenced = scored
+            if part in {"test", "predict"} and (self.roi is not None or self.ignore is not None):
+                self.frames[part], lines = add_regions(self.frames[part], self.roi, self.ignore)
+                for line in lines:
+                    rank_zero_warn(line)
         if not new:
             return
         compared = {**self.frames, **self._training_data(stage)}
         pairs = [pair for pair in _COMPARED if set(pair) & set(new)]
         pairs = [pair for pair in pairs if pair[0] != "references" or (scored and pair[1] in new)]
+        # Prediction goes on without what it cannot read; all other runs are told all of it before they start.
+        checked = [part for part in (*new, "references") if part != "predict" and part in self.frames]
         try:
+            check_files([self.frames[part] for part in checked], self.reading)
             told = refuse_overlap(compared, pairs, allow=self.allow_overlap)
         except DataError:  # a second try is refused too
             self.frames = {part: frame for part, frame in self.frames.items() if part not in new}
             raise
         for line in told:
             rank_zero_warn(line)
+        self.allow_zero_length_dataloader_with_multiple_devices = stage == "predict"
 
     def _training_data(self, stage: str) -> dict[str, pd.DataFrame]:
         """Indexes what was trained on, for comparison with what is scored; not being there keeps nobody from testing.
@@ -232,6 +290,8 @@ class AnomalyDataModule(LightningDataModule):
             augment=build_augment(self.augment) if self.augment and train else None,
             textures=TexturePool(self.textures, preprocess.size) if self.textures and train else None,
             fast_jpeg=self.fast_jpeg,
+            reading=self.reading,
+            tolerant=part == "predict",
             preview_height=self.preview_height if part in {"test", "predict"} else 0,
             preview_limit=self.preview_limit,
         )
@@ -254,8 +314,33 @@ class AnomalyDataModule(LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        """Batches of images of which nothing is known."""
-        return self._loader("predict")
+        """Batches of images of which nothing is known: those that this process scores and that are not scored yet."""
+        return build_prediction_loader(
+            self.dataset("predict"),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            leave_out=self.leave_out() if self.leave_out is not None else (),
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+
+    @property
+    def scoring_options(self) -> dict[str, Any]:
+        """Options that change what a method sees of an image."""
+        regions = [regions_digest(self.frames[part]) for part in ("test", "predict") if part in self.frames]
+        return {
+            "intensity_range": self.reading.intensity_range and list(self.reading.intensity_range),
+            "fast_jpeg": self.fast_jpeg,
+            "roi": "".join(regions),
+        }
+
+    def references_digest(self) -> str:
+        """Returns a digest of the files of the references and their categories, whatever their order; "" for none."""
+        if "references" not in self.frames:
+            return ""
+        records = self.reference_records()
+        lines = sorted(records["dataset"] + "/" + records["category"] + " " + records["sha256"])
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def reference_dataloader(self) -> DataLoader | None:
         """Batches of the few-shot references; None where there are none."""
@@ -267,3 +352,16 @@ class AnomalyDataModule(LightningDataModule):
         frame = self.frames["references"]
         records = frame[["dataset", "category", "image_id"]].assign(path=frame["image_path"])
         return records.assign(sha256=[file_digest(path) for path in frame["image_path"]])
+
+
+def _reading(intensity_range: list[float] | None, max_pixels: int) -> Reading:
+    """Returns the options of decoding.
+
+    Raises:
+        OptionError: A range that is none, or no pixels.
+    """
+    if intensity_range is not None and len(intensity_range) != 2:
+        raise OptionError(f"data.intensity_range is two values, the lower first ([0, 4095]), not {intensity_range}")
+    if intensity_range is None:
+        return Reading(max_pixels=max_pixels)
+    return Reading((float(intensity_range[0]), float(intensity_range[1])), max_pixels)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +12,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from vlad.datamodules.decode import RowCrop, image_size, load_image, load_mask
+from vlad.datamodules.decode import Reading, RowCrop, image_size, load_image, load_mask, read_bytes
+from vlad.datamodules.overlap import file_digest
+from vlad.datamodules.roi import load_roi
+from vlad.errors import DataError
 from vlad.types import Preprocess
 
 if TYPE_CHECKING:
@@ -21,6 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["AnomalyDataset", "collate", "fitted_size"]
 
 Augment = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+_LONGEST = 1024
+"""Longest side of a preview in pixels."""
+
+_LISTED = {"preview", "mask_preview"}
 
 
 class AnomalyDataset(Dataset[dict[str, Any]]):
@@ -42,6 +52,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         augment: Augment | None = None,
         textures: TexturePool | None = None,
         fast_jpeg: bool = False,
+        reading: Reading | None = None,
+        tolerant: bool = False,
         preview_height: int = 0,
         preview_limit: int | None = None,
     ) -> None:
@@ -54,9 +66,12 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             augment: Changes image (H, W, 3) uint8 and mask (H, W) bool together, before the resize.
             textures: Where the textures of samples come from, or None.
             fast_jpeg: Whether large JPEGs are decoded at a fraction of their size.
-            preview_height: Height in pixels of the samples' previews; 0 for none.
-            preview_limit: How many images of a category, in their order, have a preview; None for all. Others have one
-                of no pixels.
+            reading: How values become intensities, and how many pixels an image may have.
+            tolerant: Whether an image that cannot be read becomes a sample with the reason (``failed``) in place of
+                an error; samples then hold the digest of the file.
+            preview_height: Shorter side in pixels of the samples' previews; 0 for none.
+            preview_limit: How many images of a category, spread evenly over it, have a preview; None for all. Others
+                have one of no pixels.
         """
         self.rows = frame.to_dict("records")
         self.preprocess = preprocess
@@ -64,9 +79,13 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         self.augment = augment
         self.textures = textures
         self.fast_jpeg = fast_jpeg
+        self.reading = reading or Reading()
+        self.tolerant = tolerant
         self.preview_height = preview_height
-        numbers = frame.groupby(["dataset", "category"]).cumcount().tolist()
-        self._has_preview = [preview_limit is None or number < preview_limit for number in numbers]
+        alike = frame.groupby(["dataset", "category"])
+        ranks = zip(alike.cumcount().tolist(), alike["dataset"].transform("size").tolist(), strict=True)
+        self._has_preview = [preview_limit is None or is_spread(rank, size, preview_limit) for rank, size in ranks]
+        self._regions = "roi_path" in frame
         self._alike: dict[tuple[str, str], list[int]] = {}
         if "mosaic" in frame:
             for number, row in enumerate(self.rows):
@@ -78,6 +97,14 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not self.tolerant:
+            return self._sample(index)
+        try:
+            return self._sample(index)
+        except DataError as error:
+            return {"index": index, "failed": str(error)}
+
+    def _sample(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         sample = {name: row[name] for name in ("class_name", "dataset", "category", "image_id")}
         sample |= {"path": row["image_path"], "index": index}
@@ -85,8 +112,20 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         if self._alike and float(torch.rand(())) < row["mosaic"]:
             alike = self._alike[row["dataset"], row["category"]]
             rows = [self.rows[alike[int(number)]] for number in torch.randint(len(alike), (4,))]
-        parts = [self._read(one, whole=len(rows) > 1) for one in rows]
+        content = None
+        if self.tolerant and row["frame"] < 0:
+            content = read_bytes(row["image_path"])  # once: for the digest and the pixels
+            sample["digest"] = hashlib.sha256(content).hexdigest()
+        elif self.tolerant:
+            sample["digest"] = _digest_of_frames(row["image_path"])
+        parts = [self._read(one, whole=len(rows) > 1, content=content) for one in rows]
         image, mask = parts[0] if len(parts) == 1 else _mosaic(parts)
+        sample["original_size"] = torch.tensor([image.height, image.width])
+        _, _, right, bottom = self._seen(image.width, image.height)
+        sample["seen_size"] = torch.tensor([round(bottom), round(right)])
+        inside = load_roi(row, image.size, RowCrop.parse(row["row_crop"])) if self._regions else None
+        if self._regions:
+            sample["roi"] = self._fit_roi(inside, image)
         if self.augment is not None and self.truth:
             pixels, mask = self.augment(np.asarray(image), mask)
             image = Image.fromarray(pixels)
@@ -105,23 +144,49 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         return {"image": self._normalise(image), **sample}
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Returns the height and width that each sample will have, from the files' headers alone."""
+        """Returns the height and width that each sample will have, from the files' headers alone.
+
+        Of an image that cannot be read it is (0, 0) where those are tolerated.
+        """
         found = []
         for row in self.rows:
-            width, height = image_size(row["image_path"], frame=int(row["frame"]))
+            try:
+                width, height = image_size(row["image_path"], frame=int(row["frame"]), reading=self.reading)
+            except DataError:
+                if not self.tolerant:
+                    raise
+                found.append((0, 0))
+                continue
             top, bottom = RowCrop.parse(row["row_crop"]).rows(height)
             found.append(fitted_size(bottom - top, width, self.preprocess))
         return found
 
-    def _read(self, row: dict[str, Any], *, whole: bool) -> tuple[Image.Image, np.ndarray]:
+    def _read(
+        self, row: dict[str, Any], *, whole: bool, content: bytes | None = None
+    ) -> tuple[Image.Image, np.ndarray]:
         """Decodes a row's image and mask; at full size where asked for, or where both are augmented together."""
         crop = RowCrop.parse(row["row_crop"])
         near = self.preprocess.size if self.fast_jpeg and self.augment is None and not whole else 0
-        image = load_image(row["image_path"], crop=crop, frame=int(row["frame"]), reader=row["reader"], near=near)
+        image = load_image(
+            row["image_path"],
+            crop=crop,
+            frame=int(row["frame"]),
+            reader=row["reader"],
+            near=near,
+            reading=self.reading,
+            content=content,
+        )
         if not (self.truth and row["mask_path"]):
             return image, np.zeros((image.height, image.width), dtype=bool)
         size = None if near else image.size
-        return image, load_mask(row["mask_path"], size, threshold=row["mask_threshold"], crop=crop)
+        return image, load_mask(
+            row["mask_path"],
+            size,
+            threshold=row["mask_threshold"],
+            crop=crop,
+            frame=int(row["frame"]),
+            reading=self.reading,
+        )
 
     def _fit(self, image: Image.Image, filter_: Image.Resampling) -> Image.Image:
         """Resizes to the size that the method wants."""
@@ -143,6 +208,14 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         resized = self._fit(Image.fromarray(mask.astype(np.uint8) * 255), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized) > 127)
 
+    def _fit_roi(self, inside: np.ndarray | None, image: Image.Image) -> torch.Tensor:
+        if inside is None:
+            return torch.ones(*fitted_size(image.height, image.width, self.preprocess), dtype=torch.bool)
+        fitted = np.array(self._fit(Image.fromarray(inside), Image.Resampling.NEAREST))
+        if not fitted.any():
+            raise DataError("the region of interest is too small for the method's image size")
+        return torch.from_numpy(fitted)
+
     def _seen(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Returns the part of an image that the method sees (left, top, right, bottom): all but what is cut off."""
         if self.preprocess.aspect == "squash":
@@ -152,15 +225,43 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         return 0, 0, width * kept[1] / resized[1], height * kept[0] / resized[0]
 
     def _preview(self, image: Image.Image, mask: np.ndarray | None) -> dict[str, torch.Tensor]:
-        """Returns the image, and the mask if it is known, at the height of a heat map: what the method sees of them."""
-        height = self.preview_height
+        """Returns the image, and the mask if it is known, small: what the method sees of them, at their own aspect."""
         seen = self._seen(image.width, image.height)
-        size = (round(height * min(max(seen[2] / seen[3], 1 / 3), 3)), height)
+        size = preview_size(seen[2], seen[3], self.preview_height)
         small = np.array(image.resize(size, Image.Resampling.LANCZOS, seen, reducing_gap=2.0))
         outline = np.zeros((0, 0), dtype=bool)
         if mask is not None:
             outline = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST, seen))
         return {"preview": torch.from_numpy(small), "mask_preview": torch.from_numpy(outline)}
+
+
+def is_spread(rank: int, size: int, count: int) -> bool:
+    """Returns whether one of ``size`` images, by its rank, is among ``count`` that are spread evenly over them.
+
+    Examples:
+        >>> [rank for rank in range(6) if is_spread(rank, 6, 2)]
+        [1, 4]
+    """
+    return (2 * (rank + 1) * count + size) // (2 * size) > (2 * rank * count + size) // (2 * size)
+
+
+def preview_size(width: float, height: float, shorter: int) -> tuple[int, int]:
+    """Returns the width and height of an image's preview: the aspect ratio is kept, the longer side bounded.
+
+    Examples:
+        >>> preview_size(640, 480, 240)
+        (320, 240)
+        >>> preview_size(8000, 100, 240)
+        (1024, 13)
+    """
+    scale = min(shorter / min(width, height), _LONGEST / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+@lru_cache(maxsize=4)
+def _digest_of_frames(path: str) -> str:
+    """Returns the digest of a file that many rows share."""
+    return file_digest(path)
 
 
 _NO_PREVIEW = {"preview": torch.zeros(0, 0, 3, dtype=torch.uint8), "mask_preview": torch.zeros(0, 0, dtype=torch.bool)}
@@ -201,11 +302,18 @@ def _mosaic(parts: list[tuple[Image.Image, np.ndarray]]) -> tuple[Image.Image, n
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Joins samples to a :class:`vlad.types.Batch`: tensors are stacked, names and previews listed."""
-    batch: dict[str, Any] = {}
+    """Joins samples to a :class:`vlad.types.Batch`: tensors are stacked, names and previews listed.
+
+    Samples that failed are listed apart; a batch of none but those has an ``image`` of no rows and no other lists.
+    """
+    failed = [(int(sample["index"]), str(sample["failed"])) for sample in samples if "failed" in sample]
+    samples = [sample for sample in samples if "failed" not in sample]
+    if not samples:
+        return {"image": torch.zeros(0, 3, 1, 1), "failed": failed}
+    batch: dict[str, Any] = {"failed": failed} if failed or "digest" in samples[0] else {}
     for name, first in samples[0].items():
         values = [sample[name] for sample in samples]
-        if isinstance(first, str) or name in {"preview", "mask_preview"}:
+        if isinstance(first, str) or name in _LISTED:
             batch[name] = values
         elif isinstance(first, torch.Tensor):
             batch[name] = torch.stack(values)

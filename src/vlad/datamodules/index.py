@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import unicodedata
 from collections import Counter
+from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlad.datamodules.catalog import Record
-from vlad.datamodules.image_files import list_files
+from vlad.datamodules.image_files import IMAGE_SUFFIXES, list_files
 from vlad.datamodules.layouts import META, layout_rows, meta_rows
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "finish", "index_record", "plain_id"]
+__all__ = ["COLUMNS", "Found", "finish", "index_record", "plain_id", "safe_name", "safe_path"]
 
 COLUMNS = (
     "dataset",
@@ -37,13 +41,61 @@ whether the truth of the pixels is known; row_crop is the part "k/n" of the rows
 video's frame, else -1; reader as for :func:`vlad.datamodules.decode.load_image`."""
 
 
+class Found(NamedTuple):
+    """What a search found: every file is in one of the two.
+
+    Attributes:
+        frame: The index.
+        ignored: Files that are no row of it: reason → paths.
+    """
+
+    frame: pd.DataFrame
+    ignored: dict[str, list[str]]
+
+
 def _without_suffix(path: str) -> str:
-    return path[: -len(Path(path).suffix)]
+    return os.path.splitext(path)[0]
 
 
 def plain_id(path: str) -> str:
     """Returns a path as the name of an image: a place below a folder, whatever the path."""
     return "/".join(part for part in path.split("/") if part not in {"", ".", ".."})
+
+
+def safe_name(text: str, *, limit: int = 200) -> str:
+    """Returns a text as the name of one file or folder: no separators, no ``..``, no control characters, not too long.
+
+    Texts that need no change keep their name; others get a digest, so that two texts never share a name.
+
+    Args:
+        text: A category, a data set, an image id: anything.
+        limit: Length of the name in bytes, at most.
+
+    Examples:
+        >>> safe_name("metal_nut")
+        'metal_nut'
+        >>> safe_name("../../etc")
+        '____etc~74ccf3c5'
+    """
+    name = "".join(
+        "_" if letter in "/\\" or unicodedata.category(letter) in {"Cc", "Cs"} else letter for letter in text
+    )
+    fits = len(name.encode()) <= limit
+    if name == text and fits and name not in {"", ".", ".."}:
+        return name
+    name = name.replace("..", "_")
+    digest = "~" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+    return name.encode()[: limit - len(digest)].decode(errors="ignore") + digest
+
+
+def safe_path(text: str) -> str:
+    """Returns an image id as a relative path whose folders and file are each a :func:`safe_name`.
+
+    Examples:
+        >>> safe_path("test/broken/000")
+        'test/broken/000'
+    """
+    return "/".join(safe_name(part) for part in text.split("/"))
 
 
 def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -62,21 +114,31 @@ def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
         )
 
     times = Counter(short(row) for row in rows)
-    finished = []
+    finished, taken = [], {(row["dataset"], row["category"], row["image_id"]) for row in rows if row.get("image_id")}
     for row in rows:
         key = row["relative"] if times[short(row)] > 1 else _without_suffix(row["relative"])
         row = {"row_crop": "", "frame": -1, "reader": "", **row}
-        if row.get("image_id"):
-            finished.append(row)
-            continue
-        row["image_id"] = plain_id(key)
-        row["image_id"] = row["image_id"].removeprefix(f"{row['category']}/")
-        if row["row_crop"]:
-            row["image_id"] += "_" + row["row_crop"].split("/")[0]
-        if row["frame"] >= 0:
-            row["image_id"] += f"_{row['frame']:06}"
         finished.append(row)
-    return pd.DataFrame(finished, columns=list(COLUMNS))
+        if row.get("image_id"):
+            continue
+        name = plain_id(key)
+        names = chain([name.removeprefix(f"{row['category']}/"), name], (f"{name}~{number}" for number in count(2)))
+        ending = "_" + row["row_crop"].split("/")[0] if row["row_crop"] else ""
+        ending += f"_{row['frame']:06}" if row["frame"] >= 0 else ""
+        for name in names:  # a number tells paths apart that differ in their dots alone
+            row["image_id"] = name + ending
+            if (row["dataset"], row["category"], row["image_id"]) not in taken:
+                break
+        taken.add((row["dataset"], row["category"], row["image_id"]))
+    try:
+        return pd.DataFrame(finished, columns=list(COLUMNS))
+    except UnicodeEncodeError:  # pandas' own kind of text holds no names that are not UTF-8
+        columns = {name: [row.get(name) for row in finished] for name in COLUMNS}
+        return pd.DataFrame({name: pd.Series(values, dtype=_kind(values)) for name, values in columns.items()})
+
+
+def _kind(values: list[Any]) -> Any:
+    return object if values and isinstance(values[0], str) else None
 
 
 def index_record(
@@ -101,7 +163,7 @@ def index_record(
             f"{record.title}: folder {root} does not exist; give its place as data.root, or {record.steps} "
             f"({record.url})"
         )
-    files = list_files(root)
+    files = [file for file in list_files(root) if Path(file).suffix.lower() in IMAGE_SUFFIXES]
     rows = meta_rows(root, masks="pixel" in record.levels)
     for layout in record.layouts:
         rows = rows or layout_rows(record, layout, root, files)

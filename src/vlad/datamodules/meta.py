@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlad.datamodules.index import finish
 from vlad.datamodules.layouts import META, meta_rows
+from vlad.datamodules.masks import AUTOMATIC
+from vlad.datamodules.masks_of import split_masks
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def to_meta(frame: pd.DataFrame, root: Path) -> dict[str, Any]:
     meta: dict[str, Any] = {"train": {}, "test": {}}
     for row in frame.to_dict("records"):
         mask = row["mask_path"]
-        if mask and Path(mask).is_dir():
+        if mask and (Path(mask).is_dir() or len(split_masks(mask)) > 1):
             raise DataError("meta.json cannot hold several masks per image; write a table instead (-o index.csv)")
         meta.setdefault(row["split"], {}).setdefault(row["category"], []).append(
             {
@@ -79,7 +81,7 @@ def from_meta(file: Path, *, name: str | None = None) -> pd.DataFrame:
                 "image_path": str(root / row["image"]),
                 "mask_path": str(root / row["mask"]) if row["mask"] else "",
                 "has_mask": known and (row["label"] == 0 or bool(row["mask"])),
-                "mask_threshold": 0,
+                "mask_threshold": AUTOMATIC,
             }
             for row in rows
         ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlad.datamodules.catalog import get_record, list_datasets
+from vlad.datamodules.image_files import printable
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,10 +27,13 @@ def file_digest(path: str | Path) -> str:
         DataError: The file cannot be read.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
+            raise DataError(f"cannot read image {printable(str(path))} (not a regular file); replace it or remove it")
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"cannot read image {path} ({error.strerror or error}); replace it or remove it") from error
+        cause = error.strerror or error
+        raise DataError(f"cannot read image {printable(str(path))} ({cause}); replace it or remove it") from error
 
 
 def _middle(path: str, length: int = 4096) -> bytes:
@@ -54,9 +59,11 @@ def shared_rows(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[int, in
         sizes: dict[int, list[int]] = defaultdict(list)
         for position, path in enumerate(frame["image_path"]):
             try:
-                sizes[os.stat(path).st_size].append(position)
+                status = os.stat(path)
             except OSError:
                 continue  # told where it is decoded
+            if stat.S_ISREG(status.st_mode):
+                sizes[status.st_size].append(position)
         by_size.append(sizes)
     digests: dict[str, str] = {}
     middles: dict[str, bytes] = {}

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlad.datamodules.columns import with_own_names
 from vlad.datamodules.custom import index_images, label_of
+from vlad.datamodules.image_files import printable
+from vlad.datamodules.notes import say_ignored
 from vlad.datamodules.overlap import shared_rows
 from vlad.datamodules.selection import draw
-from vlad.datamodules.tables import read_table
+from vlad.datamodules.tables import is_table, read_table
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
@@ -117,7 +120,7 @@ def given_references(given: Sequence[str] | str, shots: int | None, seed: int, w
 
     Args:
         given: A folder, whose sub-folders may be named like the categories; image files; or a list: a text file with
-            a path per line, or a CSV with ``image_path`` and ``category``.
+            a path per line, or a table with ``image_path`` and ``category``.
         shots: So many per category are drawn; None takes all.
         seed: Seed of the draw.
         wanted: Index of what is scored; its categories need references.
@@ -129,15 +132,15 @@ def given_references(given: Sequence[str] | str, shots: int | None, seed: int, w
 
     categories = list(dict.fromkeys(zip(wanted["dataset"], wanted["category"], strict=True)))
     parts: list[pd.DataFrame] = []
-    for one in [given] if isinstance(given, str) else given:
-        path = Path(one)
+    for one in [given] if isinstance(given, str | Path) else given:
+        path = Path(one).expanduser()
         folders = {category: path / category for _, category in categories if (path / category).is_dir()}
-        if path.suffix.lower() in {".txt", ".csv"}:
+        if not path.is_dir() and (path.suffix.lower() == ".txt" or is_table(path)):
             parts.append(_listed(path))
         elif folders:
             parts += [_in_folder(folder).assign(category=name) for name, folder in folders.items()]
         else:
-            parts.append((_in_folder(path) if path.is_dir() else index_images(one)).assign(category=""))
+            parts.append((_in_folder(path) if path.is_dir() else index_images(one).frame).assign(category=""))
     frame = pd.concat(parts, ignore_index=True).drop_duplicates(["image_path", "frame", "category"], ignore_index=True)
     how = (
         "put each category's into a folder of its name, or name them in a CSV with the columns image_path and category"
@@ -165,8 +168,9 @@ def _in_folder(folder: Path) -> pd.DataFrame:
     Raises:
         DataError: Some lie in folders that are named after anomalies.
     """
-    frame = index_images(str(folder))
-    anomalous = [label_of(name.lower().split("/")[:-1]) == 1 for name in frame["image_id"]]
+    frame, ignored = index_images(folder)
+    say_ignored(ignored, f"data.references {printable(folder)}")
+    anomalous = [label_of(name.split("/")[:-1]) == 1 for name in frame["image_id"]]
     if any(anomalous):
         normal = next((str(one) for one in (folder / "good", folder / "train" / "good") if one.is_dir()), "")
         raise DataError(
@@ -178,13 +182,13 @@ def _in_folder(folder: Path) -> pd.DataFrame:
 
 
 def _listed(path: Path) -> pd.DataFrame:
-    """Indexes a text file with a path per line, or a CSV with image_path and perhaps category."""
+    """Indexes a text file with a path per line, or a table with image_path and perhaps category."""
     import pandas as pd
 
     if not path.is_file():
         raise DataError(f"list of references {path} does not exist")
-    if path.suffix.lower() == ".csv":
-        table = read_table(path)
+    if is_table(path):
+        table, _ = with_own_names(read_table(path), path)
         if "image_path" not in table:
             raise DataError(f"list of references {path} has no column image_path; it has {list(table.columns)}")
         names = table["category"].tolist() if "category" in table else [""] * len(table)
@@ -195,6 +199,6 @@ def _listed(path: Path) -> pd.DataFrame:
     if not files:
         raise DataError(f"list of references {path} names no images")
     parts = [
-        index_images(str(path.parent / file)).assign(category=name) for file, name in zip(files, names, strict=True)
+        index_images(path.parent / file).frame.assign(category=name) for file, name in zip(files, names, strict=True)
     ]
     return pd.concat(parts, ignore_index=True)

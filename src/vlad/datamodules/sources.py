@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,10 @@ from vlad import __version__
 from vlad.datamodules.cache import cached
 from vlad.datamodules.catalog import Record, get_record, list_datasets
 from vlad.datamodules.custom import index_folder, index_images, index_table
-from vlad.datamodules.index import COLUMNS, index_record
+from vlad.datamodules.image_files import printable
+from vlad.datamodules.index import COLUMNS, Found, index_record
+from vlad.datamodules.meta import from_meta
+from vlad.datamodules.tables import is_table
 from vlad.errors import DataError, nearest
 from vlad.rendered.benchmark import render_dataset
 
@@ -19,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Locations", "Source", "Sources", "as_sources"]
-
-_TABLES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"}
 
 
 @dataclass
@@ -65,25 +66,38 @@ def as_sources(given: Sources | Sequence[Any] | dict[str, Any] | None) -> list[S
     return [_as_source(item) for item in items]
 
 
-def _as_source(item: Source | str | dict[str, Any]) -> Source:
+def _as_source(item: Source | str | Path | dict[str, Any]) -> Source:
     if isinstance(item, Source):
-        return item
+        return _placed(item)
     if isinstance(item, dict):
         wrong = [key for key in item if key not in Source.__dataclass_fields__]
         if wrong or "name" not in item:
-            fault = f"has no field '{wrong[0]}'; {nearest(wrong[0], Source.__dataclass_fields__)}" if wrong else ""
+            fault = f"has no field '{wrong[0]}'; {nearest(str(wrong[0]), Source.__dataclass_fields__)}" if wrong else ""
             raise DataError(f"the data source {item} {fault or 'needs a name'}")
-        return Source(**item)
-    path = Path(str(item))
-    if item in list_datasets() or path.suffix == ".toml":
-        return Source(str(item))
-    if path.suffix in _TABLES:
-        return Source("table", root=str(path))
+        return _placed(Source(**item))
+    if not isinstance(item, str | Path):
+        raise DataError(f"a data source is a name, a path or a mapping with a name, not {item!r}")
+    return _placed(Source(str(item)))
+
+
+def _placed(source: Source) -> Source:
+    """Makes a source whose name is a path one of a folder or table.
+
+    Raises:
+        DataError: A path where nothing is.
+    """
+    name, path = source.name, Path(source.name).expanduser()
+    if name in {"folder", "table"} or name in list_datasets() or path.suffix.lower() == ".toml" or source.root:
+        return source
     if path.is_dir():
-        return Source("folder", root=str(path))
-    if "/" in str(item) or str(item).startswith("."):
-        raise DataError(f"data folder {item} does not exist")
-    return Source(str(item))
+        return replace(source, name="folder", root=str(path))
+    if is_table(path):
+        return replace(source, name="table", root=str(path))
+    if path.is_file():
+        raise DataError(f"data {printable(name)} is no folder, table (.csv, .jsonl, …) or record (.toml) of a data set")
+    if "/" in name or name.startswith((".", "~")):
+        raise DataError(f"data folder {printable(name)} does not exist")
+    return source
 
 
 @dataclass
@@ -119,8 +133,7 @@ class Locations:
                 raise DataError(
                     f"data set '{source.name}' needs a root: its {'folder' if source.name == 'folder' else 'file'}"
                 )
-            index = index_folder if source.name == "folder" else index_table
-            return index(Path(root), class_name=self.class_name)
+            return self._own(Path(root).expanduser(), source.name)
         record = get_record(source.name)
         place = self._place(record, source)
         natural = dict(record.categories) if self.class_name_style == "natural" else {}
@@ -128,11 +141,25 @@ class Locations:
         key = f"{__version__} {record} {names} {source.reader} {COLUMNS}"
         return cached(key, place, lambda: index_record(record, place, class_names=names, reader=source.reader))
 
+    def _own(self, path: Path, kind: str) -> pd.DataFrame:
+        """Indexes a folder or table of one's own."""
+        if path.name == "meta.json" or (kind == "folder" and path.is_file() and path.suffix == ".json"):
+            return from_meta(path)
+        if kind == "folder" and not is_table(path):
+            return index_folder(path, class_name=self.class_name)
+        return (index_folder if path.is_dir() else index_table)(path, class_name=self.class_name)
+
     def _place(self, record: Record, source: Source) -> Path:
-        """Returns the folder of a data set: its own root, a usual name below the common one, or what is rendered."""
+        """Returns the folder of a data set: its own root, a usual name below the common one, or what is rendered.
+
+        A record of your own (.toml) may lie beside its data.
+        """
         if source.root:
-            return Path(source.root)
+            return Path(source.root).expanduser()
         place = record.find_root(Path(self.root)) if self.root else None
+        if place is None and source.name.endswith(".toml"):
+            beside = [Path(source.name).expanduser().absolute().parent / folder for folder in record.folders]
+            place = next((folder for folder in beside if folder.is_dir()), None)
         if record.rendered and (place is None or place == Path(str(self.root))):
             return render_dataset(record.name)
         if place is None:
@@ -142,8 +169,8 @@ class Locations:
             )
         return place
 
-    def index_predict(self, given: list[str] | str | None) -> pd.DataFrame:
-        """Returns the index of images of which nothing is known.
+    def index_predict(self, given: list[str] | str | None) -> Found:
+        """Returns the index of images of which nothing is known, and what was ignored.
 
         Args:
             given: Files, folders, patterns, tables, or a list of these.
@@ -155,9 +182,18 @@ class Locations:
 
         if not given:
             raise DataError("nothing to predict: name images or folders (vlad predict FOLDER --model sdp)")
-        items = [given] if isinstance(given, str) else given
-        tables = [item for item in items if Path(item).suffix in _TABLES]
-        images = [item for item in items if item not in tables]
-        frames = [index_table(Path(table), class_name=self.class_name) for table in tables]
-        frames += [index_images(images, class_name=self.class_name or "object")] if images else []
-        return pd.concat(frames, ignore_index=True)
+        items = [str(item) for item in ([given] if isinstance(given, str | Path) else given)]
+        tables = [Path(item).expanduser() for item in items if is_table(item) and not Path(item).is_dir()]
+        images = [item for item in items if not is_table(item) or Path(item).is_dir()]
+        frames = [index_table(table, class_name=self.class_name, scored=True) for table in tables]
+        ignored: dict[str, list[str]] = {}
+        if images:
+            found = index_images(images, class_name=self.class_name or "object")
+            ignored = found.ignored
+            frames.append(found.frame)
+        frame = pd.concat(frames, ignore_index=True)
+        twice = frame.duplicated(["image_path", "row_crop", "frame"])
+        if twice.any():
+            ignored.setdefault("given twice", []).extend(frame["image_path"][twice])
+            frame = frame[~twice].reset_index(drop=True)
+        return Found(frame, ignored)

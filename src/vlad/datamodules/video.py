@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlad.datamodules.image_files import printable, refuse_special
 from vlad.errors import DataError
 
-__all__ = ["VIDEO_SUFFIXES", "count_frames", "read_frame"]
+__all__ = ["VIDEO_SUFFIXES", "count_frames", "read_frame", "video_size"]
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
+
+
+def _open(path: str) -> Any:
+    """Opens a video; regular files alone, as a FIFO would be waited for.
+
+    Raises:
+        OSError: It is no video.
+        DataError: It is no regular file.
+    """
+    import cv2
+
+    refuse_special(path, os.stat(path).st_mode, "video")
+    capture = cv2.VideoCapture(path)
+    if not capture.isOpened():
+        raise OSError("no known video format")
+    return capture
 
 
 class _Reader:
@@ -20,20 +38,12 @@ class _Reader:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._open()
-
-    def _open(self) -> None:
-        import cv2
-
-        self.capture: Any = cv2.VideoCapture(self.path)
-        self.next = 0
-        if not self.capture.isOpened():
-            raise OSError("no known video format")
+        self.capture, self.next = _open(path), 0
 
     def read(self, frame: int) -> np.ndarray:
         if frame < self.next:
             self.capture.release()
-            self._open()
+            self.capture, self.next = _open(self.path), 0
         while self.next < frame and self.capture.grab():
             self.next += 1
         found, pixels = self.capture.read()
@@ -43,9 +53,14 @@ class _Reader:
         return np.ascontiguousarray(pixels[..., ::-1])
 
 
-@lru_cache(maxsize=2)
-def _reader(path: str) -> _Reader:
-    return _Reader(path)
+class _Readers(threading.local):
+    """The videos that a thread reads: two threads would push one video to and fro."""
+
+    def __init__(self) -> None:
+        self.open: dict[tuple[object, ...], _Reader] = {}
+
+
+_readers = _Readers()
 
 
 def read_frame(path: str, frame: int) -> np.ndarray:
@@ -53,8 +68,30 @@ def read_frame(path: str, frame: int) -> np.ndarray:
 
     Raises:
         OSError: The file is no video, or the frame cannot be decoded.
+        DataError: It is no regular file.
     """
-    return _reader(path).read(frame)
+    status = os.stat(path)
+    key = (path, status.st_mtime_ns, status.st_size, os.getpid())
+    reader = _readers.open.pop(key, None) or _Reader(path)
+    while len(_readers.open) > 1:
+        _readers.open.pop(next(iter(_readers.open)))
+    _readers.open[key] = reader
+    return reader.read(frame)
+
+
+def video_size(path: str) -> tuple[int, int]:
+    """Returns the width and height of a video's frames.
+
+    Raises:
+        OSError: The file is no video.
+        DataError: It is no regular file.
+    """
+    import cv2
+
+    capture = _open(path)
+    width, height = (int(capture.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    capture.release()
+    return width, height
 
 
 def count_frames(path: Path) -> int:
@@ -65,13 +102,14 @@ def count_frames(path: Path) -> int:
     Raises:
         DataError: The file is no video.
     """
-    import cv2
-
-    capture = cv2.VideoCapture(str(path))
     count = 0
-    while capture.isOpened() and capture.grab():
-        count += 1
-    capture.release()
+    try:
+        capture = _open(str(path))
+        while capture.grab():
+            count += 1
+        capture.release()
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read video {printable(path)}; replace it or remove it") from error
     if not count:
-        raise DataError(f"cannot read video {path}; replace it or remove it")
+        raise DataError(f"cannot read video {printable(path)}; replace it or remove it")
     return count
