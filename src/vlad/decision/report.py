@@ -1,0 +1,81 @@
+"""What a test says of a decision: false alarms and misses by category."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlad.decision.rules import Decision
+from vlad.decision.verdict import Verdict
+
+__all__ = ["format_report", "report"]
+
+
+def report(tested: Mapping[tuple[str, str, str], tuple[int, Verdict]]) -> list[dict[str, Any]]:
+    """Counts verdicts against labels.
+
+    Args:
+        tested: Label (0, 1, -1) and verdict of each image, by data set, category and image id.
+
+    Returns:
+        A row per category: numbers of ``normal`` and ``anomalous`` images with a decision, ``false_alarms``,
+        ``misses``, ``false_alarm_rate`` and ``miss_rate`` (None where there is no such image), and ``undecided``:
+        images without a label or decision.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for (dataset, category, _), (label, verdict) in tested.items():
+        row = rows.setdefault(
+            (dataset, category),
+            {
+                "dataset": dataset,
+                "category": category,
+                **dict.fromkeys(("normal", "anomalous", "false_alarms", "misses", "undecided"), 0),
+            },
+        )
+        if not verdict.decision or label not in {0, 1}:
+            row["undecided"] += 1
+            continue
+        row["anomalous" if label else "normal"] += 1
+        if label:
+            row["misses"] += verdict.decision == "normal"
+        else:
+            row["false_alarms"] += verdict.decision == "anomalous"
+    for row in rows.values():
+        row["false_alarm_rate"] = row["false_alarms"] / row["normal"] if row["normal"] else None
+        row["miss_rate"] = row["misses"] / row["anomalous"] if row["anomalous"] else None
+    return [rows[name] for name in sorted(rows)]
+
+
+def format_report(rows: list[dict[str, Any]], decision: Decision) -> str:
+    """Returns the counts as a table: a line per category, then all of them together."""
+    head = ["decisions", "normal", "false alarms", "anomalous", "misses"]
+    several = len({row["dataset"] for row in rows}) > 1
+    lines = [head]
+    counted = ("normal", "false_alarms", "anomalous", "misses", "undecided")
+    total = {name: sum(row[name] for row in rows) for name in counted}
+    for row in [*rows, {"category": "all", "dataset": "", **total}] if len(rows) > 1 else rows:
+        name = f"{row['dataset']}/{row['category']}" if several and row["dataset"] else row["category"]
+        lines.append([name, *(_cell(row, *pair) for pair in (("normal",), ("false_alarms", "normal"))),
+                      *(_cell(row, *pair) for pair in (("anomalous",), ("misses", "anomalous")))])  # fmt: skip
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    text.insert(1, "-" * len(text[0]))
+    promise = ""
+    if decision.kind == "conformal" and decision.false_alarm_rate is not None:
+        promise = f"; promised: at most {100 * decision.false_alarm_rate:.3g} % false alarms"
+    text.append(f"- {decision.kind}, {decision.source}{promise}")
+    if total["undecided"]:
+        text.append(f"- {total['undecided']} images without a decision or a label are not counted")
+    return "\n".join(text)
+
+
+def _cell(row: Mapping[str, Any], name: str, of: str | None = None) -> str:
+    if of is None or not row[of]:
+        return str(row[name])
+    return f"{row[name]} ({100 * row[name] / row[of]:.1f} %)"
