@@ -54,8 +54,15 @@ class Batch(TypedDict, total=False):
         path: Image file (B strings).
         index: Row in the split's index (B,), int64.
         texture: Textures for pseudo-anomalies (B, 3, H, W), uint8; only in training, where ``data.textures`` is given.
+        roi: Pixels that are inspected (B, H, W), bool; only where a region of interest is given.
+        original_size: Height and width in pixels of the decoded image (B, 2), int64; after orientation and row crop.
+        seen_size: Height and width in pixels of the part of it that the map covers, from the top left (B, 2), int64:
+            all of it, but for what ``Preprocess.aspect == "keep"`` cuts off.
         preview: The image at the height of a heat map, uint8 RGB (h, w, 3) each; only where heat maps are drawn.
         mask_preview: The mask at that size, bool (h, w) each; only where heat maps are drawn.
+        digest: SHA-256 of the image file (B strings); only in prediction.
+        failed: Row and reason of the images that cannot be read, ``(index, reason)`` each; only in prediction. They
+            are in none of the other lists, and a batch may hold no image at all.
     """
 
     image: Tensor
@@ -69,8 +76,13 @@ class Batch(TypedDict, total=False):
     path: list[str]
     index: Tensor
     texture: Tensor
+    roi: Tensor
+    original_size: Tensor
+    seen_size: Tensor
     preview: list[Tensor]
     mask_preview: list[Tensor]
+    digest: list[str]
+    failed: list[tuple[int, str]]
 
 
 def known_masks(batch: Batch) -> Tensor:
@@ -105,12 +117,14 @@ class Scores(NamedTuple):
         image: Terms of the image score (B, T), or None.
         memory: Distance of each patch to its nearest reference patch (B, h, w), or None without references.
         refined: Maps at the size of the image (B, H, W), where a method refines them; else None.
+        roi: Pixels that are inspected (B, H, W), bool; None for all of them.
     """
 
     patches: Tensor
     image: Tensor | None = None
     memory: Tensor | None = None
     refined: Tensor | None = None
+    roi: Tensor | None = None
 
 
 class Prediction(NamedTuple):

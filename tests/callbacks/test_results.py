@@ -15,11 +15,6 @@ from vlad.metrics.results import EvaluationResult
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-class Predicting(Module):
-    def predict_step(self, batch, batch_idx):
-        return self.predict(batch["image"][:, 0])
-
-
 def run(folder, verb, module, *callbacks, **options):
     one = trainer(*callbacks, default_root_dir=folder)
     getattr(one, verb)(module, loader(), **options)
@@ -73,17 +68,6 @@ def test_validation_is_printed_where_it_is_the_run_and_only_written_while_fittin
     one.fit(Module(), loader(), loader())
     assert len(pd.read_csv(other / "val_scores.csv")) == 9
     assert "P-AUROC" not in capsys.readouterr().out
-
-
-def test_predictions_are_listed(tmp_path, capsys):
-    files = run(tmp_path, "predict", Predicting(), Results(), return_predictions=False)  # needs no Evaluator
-    assert files == {"predictions.csv"}
-    table = pd.read_csv(tmp_path / "predictions.csv")
-    assert list(table) == ["path", "image_id", "class_name", "image_score", "map_max"]
-    assert table["image_id"].tolist() == list(range(9))
-    assert table["image_score"].tolist() == pytest.approx(table["map_max"].tolist())
-    best = table.sort_values("image_score").iloc[-1]
-    assert f"{best['image_score']:.4f}  {best['path']}" in capsys.readouterr().out
 
 
 def test_without_an_evaluator_a_test_is_refused(tmp_path):

@@ -205,3 +205,20 @@ def test_a_method_that_scores_a_set_is_not_asked_image_by_image(tiny):
     with pytest.raises(MethodError, match="Together as configured scores a whole test set at once"):
         Together().on_predict_start()
     build("sdp", tiny).on_predict_start()
+
+
+def test_what_lies_outside_of_the_region_of_interest_does_not_count():
+    patches = torch.zeros(2, 1, 4, 4)
+    patches[:, 0, 0, 0], patches[:, 0, 3, 3] = 5.0, 2.0
+    memory = patches[:, 0].clone()
+    roi = torch.ones(2, 8, 8, dtype=torch.bool)
+    roi[1, :4, :4] = False
+    method = Fixed(align_corners=False)
+    for scores in (Scores(patches, roi=roi), Scores(patches, memory=memory, roi=roi)):
+        whole = method.finish(scores._replace(roi=None), (8, 8))
+        part = method.finish(scores, (8, 8))
+        assert torch.equal(part.anomaly_map[0], whole.anomaly_map[0])
+        assert torch.equal(part.anomaly_map[1][roi[1]], whole.anomaly_map[1][roi[1]])
+        assert (part.anomaly_map[1][~roi[1]] <= part.anomaly_map[1][roi[1]].min()).all()
+        assert part.image_score[0] == whole.image_score[0]
+        assert part.image_score[1] < whole.image_score[1]

@@ -1,9 +1,12 @@
 """What a run does beside the method: evaluation, references, tables, heat maps, and the record of the run."""
 
+from vlad.callbacks.decide import Decide
 from vlad.callbacks.evaluator import Evaluator
 from vlad.callbacks.heatmaps import HeatMaps
+from vlad.callbacks.maps import RawMaps
+from vlad.callbacks.predictions import Predictions
 from vlad.callbacks.record import RunRecord
 from vlad.callbacks.references import References
 from vlad.callbacks.results import Results
 
-__all__ = ["Evaluator", "HeatMaps", "References", "Results", "RunRecord"]
+__all__ = ["Decide", "Evaluator", "HeatMaps", "Predictions", "RawMaps", "References", "Results", "RunRecord"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from vlad.errors import DataError
 from vlad.files import write_text
+from vlad.runs import run_folder
 from vlad.types import Batch
 
 __all__ = ["References"]
@@ -45,12 +45,16 @@ class References(Callback):
         """
         self.save = save
         self._known: dict[bytes, str] = {}
+        self._log_dir: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Asks for the trainer's folder: a collective call, and a process without images skips what comes later."""
+        self._log_dir = trainer.log_dir
 
     def _fit(self, trainer: Trainer, method: LightningModule) -> None:
         data: Any = getattr(trainer, "datamodule", None)
         loader = data.reference_dataloader() if hasattr(data, "reference_dataloader") else None
         self._known = {}
-        folder = trainer.log_dir  # a collective call: on every rank
         if loader is None:
             return
 
@@ -65,18 +69,19 @@ class References(Callback):
             self._known = {}
         if not trainer.is_global_zero:
             return
+        folder = run_folder(trainer, self._log_dir)  # not before: references that cannot be fitted leave no run folder
         records = data.reference_records()
         categories = records.groupby(["dataset", "category"], sort=False).ngroups
         print(f"references: {len(records)} normal images of {categories} categories", flush=True)
         if folder is not None:
-            write_text(Path(folder) / "references.csv", records.to_csv(index=False))
+            write_text(folder / "references.csv", records.to_csv(index=False))
         if self.save and folder is not None:
-            trainer.save_checkpoint(Path(folder) / "checkpoints" / "references.ckpt", weights_only=True)
+            trainer.save_checkpoint(folder / "checkpoints" / "references.ckpt", weights_only=True)
 
     def _refuse_references(self, batch: Batch) -> None:
         if not self._known:
             return
-        for image, path in zip(batch["image"], batch["path"], strict=True):
+        for image, path in zip(batch["image"], batch.get("path", []), strict=True):
             found = self._known.get(_digest(image))
             if found is not None:
                 raise DataError(

@@ -1,25 +1,26 @@
-"""Writes what an evaluation or a prediction found, and prints it."""
+"""Writes what an evaluation found, and prints it."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vlad.callbacks.decide import Decide
 from vlad.callbacks.evaluator import Evaluator
 from vlad.errors import VladError
 from vlad.files import write_json, write_text
-from vlad.metrics.distributed import gather_objects
 from vlad.metrics.results import EvaluationResult
-from vlad.types import Batch, Prediction
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Results", "format_table"]
+
+Kind = TypeVar("Kind", bound=Callback)
 
 _HEADINGS = {
     "image_auroc": "I-AUROC",
@@ -90,13 +91,9 @@ class Results(Callback):
     """Leaves metrics as CSV and JSON and every image's score as CSV in the run folder, and prints the table.
 
     What it writes is the result of the :class:`vlad.callbacks.Evaluator` among the trainer's callbacks. Files:
-    ``test_metrics.csv``, ``test_metrics.json``, ``test_scores.csv`` (``val_…`` while validating) and
-    ``predictions.csv``; of earlier stages of a method that refines its maps also ``test_initial_metrics.csv`` and
-    ``test_initial_scores.csv``.
+    ``test_metrics.csv``, ``test_metrics.json``, ``test_scores.csv`` (``val_…`` while validating); of earlier stages of
+    a method that refines its maps also ``test_initial_metrics.csv`` and ``test_initial_scores.csv``.
     """
-
-    def __init__(self) -> None:
-        self._rows: list[dict[str, Any]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a test without an Evaluator, which would leave nothing to write.
@@ -104,25 +101,26 @@ class Results(Callback):
         Raises:
             VladError: There is no Evaluator.
         """
-        if stage in {"test", "validate"} and _evaluator(trainer) is None:
+        if stage in {"test", "validate"} and _found(trainer, Evaluator) is None:
             raise VladError("Results writes what an Evaluator found: add vlad.callbacks.Evaluator() to the callbacks")
 
     def _write(self, trainer: Trainer, stage: str, *, show: bool) -> None:
         folder = trainer.log_dir  # a collective call: on every rank
-        evaluator = _evaluator(trainer)
+        evaluator = _found(trainer, Evaluator)
         result = evaluator.result if evaluator else None
         if result is None or folder is None or not trainer.is_global_zero:
             return
-        target = Path(folder)
+        target, decide = Path(folder), _found(trainer, Decide)
         parts = {f"{name}_": found for name, found in result.stages.items()} | {"": result}
+        for part, found in parts.items() if show else ():  # shown first: the disk may be full
+            if len(parts) > 1:
+                print(f"\n{part.removesuffix('_') or 'final'}")
+            print(f"\n{format_table(found)}", flush=True)
         for part, found in parts.items():
             categories: pd.DataFrame = found.categories
             write_text(target / f"{stage}_{part}metrics.csv", categories.to_csv(index=False))
-            write_text(target / f"{stage}_{part}scores.csv", found.images.to_csv(index=False))
-            if show and len(parts) > 1:
-                print(f"\n{part.removesuffix('_') or 'final'}")
-            if show:
-                print(f"\n{format_table(found)}")
+            images: pd.DataFrame = found.images if part or decide is None else decide.decision_columns(found.images)
+            write_text(target / f"{stage}_{part}scores.csv", images.to_csv(index=False))
         write_json(target / f"{stage}_metrics.json", _plain(result))
         if show:
             print(f"\nrun folder: {target}", flush=True)
@@ -137,51 +135,13 @@ class Results(Callback):
             self._write(trainer, "val", show=trainer.state.fn == "validate")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says where the checkpoint is and what to do with it."""
-        folder = trainer.log_dir  # a collective call: on every rank
+        """Says where the checkpoint is."""
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if checkpoint and trainer.is_global_zero:
-            print(f"\ncheckpoint: {checkpoint}")
-            print(f"next: vlad test --ckpt_path {folder} --data.root ROOT --data.test DATASET", flush=True)
-
-    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts a fresh list."""
-        self._rows = []
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Prediction,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps a batch's scores."""
-        maximum = outputs.anomaly_map.amax((1, 2)).tolist()
-        for i, path in enumerate(batch["path"]):
-            row: dict[str, Any] = {"path": path, "image_id": batch["image_id"][i], "class_name": batch["class_name"][i]}
-            row |= {"image_score": float(outputs.image_score[i]), "map_max": maximum[i]}
-            self._rows.append({**row, "index": int(batch["index"][i])})
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes ``predictions.csv`` and prints the most anomalous images."""
-        import pandas as pd
-
-        folder = trainer.log_dir  # a collective call: on every rank
-        rows = {row["index"]: row for part in gather_objects(self._rows) for row in part}
-        if folder is None or not rows or not trainer.is_global_zero:
-            return
-        table = pd.DataFrame([rows[index] for index in sorted(rows)]).drop(columns="index")
-        file = write_text(Path(folder) / "predictions.csv", table.to_csv(index=False))
-        top = table.sort_values("image_score", ascending=False).head(5)
-        print(f"\n{len(table)} images scored; the most anomalous:")
-        for row in top.to_dict("records"):
-            print(f"  {row['image_score']:.4f}  {row['path']}")
-        print(f"\nscores: {file}\nrun folder: {folder}", flush=True)
+            print(f"\ncheckpoint: {checkpoint}", flush=True)
 
 
-def _evaluator(trainer: Trainer) -> Evaluator | None:
-    """Returns the trainer's Evaluator."""
+def _found(trainer: Trainer, kind: type[Kind]) -> Kind | None:
+    """Returns the trainer's callback of a kind."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, Evaluator)), None)
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)

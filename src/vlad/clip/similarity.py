@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["normalize", "smooth", "to_grid", "upsample", "zero_to_one"]
+__all__ = ["normalize", "restrict", "smooth", "to_grid", "upsample", "zero_to_one"]
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -93,6 +93,23 @@ def smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Tensor:
     columns = _gaussian_matrix(maps.shape[-1], float(sigma), truncate).to(maps.device)
     with torch.autocast(maps.device.type, enabled=False):
         return rows @ maps @ columns.T
+
+
+def restrict(maps: Tensor, roi: Tensor | None) -> Tensor:
+    """Gives the pixels outside of a region of interest the lowest value inside.
+
+    Args:
+        maps: Anomaly maps (B, H, W).
+        roi: Pixels that are inspected (B, H, W), bool, at least one in each image; None for all.
+
+    Examples:
+        >>> restrict(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[True, True, False]]]))
+        tensor([[[1., 2., 1.]]])
+    """
+    if roi is None:
+        return maps
+    lowest = maps.masked_fill(~roi, torch.inf).amin((1, 2), keepdim=True)
+    return torch.where(roi, maps, lowest)
 
 
 def zero_to_one(scores: Tensor) -> Tensor:

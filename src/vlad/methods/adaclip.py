@@ -257,7 +257,7 @@ class AdaCLIP(HybridPrompts):
     def on_test_start(self) -> None:
         """Seeds numpy's global state with ``as_published``, after the references and before the first image."""
         if self.as_published and self.fusion:
-            self._numpy_state = seed_numpy(self.trainer.world_size)
+            self._numpy_state = seed_numpy(1 if self._trainer is None else self.trainer.world_size)
 
     def on_predict_start(self) -> None:
         """As :meth:`on_test_start`."""

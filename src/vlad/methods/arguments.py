@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import typing
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from vlad.errors import MethodError, nearest
 
-__all__ = ["build_options", "check_known", "init_parameters", "plain_arguments"]
+__all__ = ["build_options", "check_known", "init_parameters", "parameter_types", "plain_arguments"]
 
 
 def init_parameters(cls: type) -> dict[str, inspect.Parameter]:
@@ -34,6 +35,19 @@ def init_parameters(cls: type) -> dict[str, inspect.Parameter]:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found
+
+
+def parameter_types(cls: type) -> dict[str, Any]:
+    """Returns the types of a constructor's parameters; those that cannot be told are left out."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if "__init__" in vars(base):
+            try:
+                found |= typing.get_type_hints(vars(base)["__init__"])
+            except (NameError, TypeError, AttributeError):  # a name that only a type checker imports
+                continue
+    known = init_parameters(cls)
+    return {name: hint for name, hint in found.items() if name in known}
 
 
 def check_known(cls: type, arguments: Mapping[str, Any]) -> None:

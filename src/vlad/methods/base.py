@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlad.checkpoint import load_weights
 from vlad.clip.numerics import Numerics
-from vlad.clip.similarity import smooth, upsample
+from vlad.clip.similarity import restrict, smooth, upsample
 from vlad.clip.text import TextTower
 from vlad.encoders import Encoder, load_encoder
 from vlad.errors import MethodError
@@ -216,7 +216,8 @@ class Method(Loops):
 
         With references the map is the zero-shot map plus the distances to the memory, and to the image score the
         maximum of the smoothed distances is added, as APRIL-GAN does (arXiv 2305.17382); overridden where a paper
-        joins them otherwise.
+        joins them otherwise. Pixels outside of a region of interest get the lowest value inside, ahead of the image
+        score.
 
         Args:
             scores: What :meth:`compare` returned.
@@ -224,18 +225,18 @@ class Method(Loops):
         """
         if scores.patches.shape[1] == 0 and scores.memory is not None:  # a method that knows references alone
             unsmoothed = upsample(scores.memory, size, align_corners=self.align_corners)
-            anomaly_map = self.smooth(unsmoothed)
+            anomaly_map = restrict(self.smooth(unsmoothed), scores.roi)
             components = self.components_of(scores, anomaly_map)
-            return Prediction(anomaly_map, components.sum(1), unsmoothed, components)
+            return Prediction(anomaly_map, components.sum(1), restrict(unsmoothed, scores.roi), components)
         unsmoothed = self.map_of(scores, size)
-        anomaly_map = self.smooth(unsmoothed)
+        anomaly_map = restrict(self.smooth(unsmoothed), scores.roi)
         components = self.components_of(scores, anomaly_map).float()
         if scores.memory is not None:
             distance = upsample(scores.memory, size, align_corners=self.align_corners)
-            far = self.smooth(distance)
+            far = restrict(self.smooth(distance), scores.roi)
             unsmoothed, anomaly_map = unsmoothed + distance, anomaly_map + far  # the Gaussian is linear
             components = torch.cat([components, far.amax((1, 2))[:, None]], dim=1)
-        return Prediction(anomaly_map, components.sum(1), unsmoothed, components)
+        return Prediction(anomaly_map, components.sum(1), restrict(unsmoothed, scores.roi), components)
 
     def score(self, images: Tensor, class_names: Sequence[str], categories: Sequence[str] | None = None) -> Prediction:
         """Scores a batch of images.
@@ -258,12 +259,25 @@ class Method(Loops):
         return self.score_features(self.encode(images), class_names, categories, images.shape[-2:])
 
     def score_features(
-        self, features: Features, class_names: Sequence[str], categories: Sequence[str] | None, size: Sequence[int]
+        self,
+        features: Features,
+        class_names: Sequence[str],
+        categories: Sequence[str] | None,
+        size: Sequence[int],
+        roi: Tensor | None = None,
     ) -> Prediction:
-        """Scores images whose features are known, each compared with the references of its category."""
+        """Scores images whose features are known, each compared with the references of its category.
+
+        Args:
+            features: What :meth:`encode` returned.
+            class_names: What is in each image (B strings).
+            categories: Whose references each image is compared with, ``dataset/category`` (B strings), or None.
+            size: Height and width of the maps.
+            roi: Pixels that are inspected (B, H, W), bool; None for all of them.
+        """
         text, (height, width) = self.texts(class_names), size
         if not self.memory.categories:
-            return self.finish(self.compare(features, text, None), (height, width))
+            return self.finish(self.compare(features, text, None)._replace(roi=roi), (height, width))
         if categories is None:
             if len(self.memory.categories) > 1:
                 raise MethodError(f"of which category is each image? There are {', '.join(self.memory.categories)}")
@@ -273,8 +287,10 @@ class Method(Loops):
             rows = [row for row, other in enumerate(categories) if other == category]
             order += rows
             some = torch.tensor(rows, device=self.device)
-            part = (features, text) if len(rows) == len(categories) else take_rows((features, text), some)
-            parts.append(self.finish(self.compare(*part, self.memory.levels_of(category)), (height, width)))
+            whole = (features, text, roi)
+            own_features, own_text, own = whole if len(rows) == len(categories) else take_rows(whole, some)
+            scores = self.compare(own_features, own_text, self.memory.levels_of(category))
+            parts.append(self.finish(scores._replace(roi=own), (height, width)))
         joined = join_rows(parts)
         return joined if len(parts) == 1 else take_rows(joined, torch.tensor(order, device=self.device).argsort())
 

@@ -52,7 +52,12 @@ class Loops(LightningModule):
         raise NotImplementedError
 
     def score_features(
-        self, features: Features, class_names: Sequence[str], categories: Sequence[str] | None, size: Sequence[int]
+        self,
+        features: Features,
+        class_names: Sequence[str],
+        categories: Sequence[str] | None,
+        size: Sequence[int],
+        roi: Tensor | None = None,
     ) -> Prediction:
         """See :class:`vlad.Method`."""
         raise NotImplementedError
@@ -82,13 +87,15 @@ class Loops(LightningModule):
         self.origin = "fit"
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Logs the terms of the loss and returns their sum."""
+        """Logs the terms of the loss, step by step and as means over the epoch, and returns their sum."""
         batch = self.prepare(batch)
         terms = self.loss(self.encode_for_loss(batch["image"]), batch)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         size = len(batch["image"])
         self.log("train/loss", total, prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=size)
+        means = {f"train/{name}_epoch": term for name, term in {"loss": total, **terms}.items()}
+        self.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
         return total
 
     def _score_batch(self, batch: Batch) -> Prediction | Features:
@@ -96,12 +103,16 @@ class Loops(LightningModule):
         if not fitting:
             self.refuse_unfit()
         features = self.encode(batch["image"])
+        roi = batch.get("roi")
         if self.tags.transductive == "features":
+            if roi is not None:
+                raise MethodError(f"{type(self).__name__} scores images together and takes no data.roi")
             return features
         categories = None
         if "dataset" in batch:
             categories = [f"{one}/{other}" for one, other in zip(batch["dataset"], batch["category"], strict=True)]
-        return self.score_features(features, batch["class_name"], categories, batch["image"].shape[-2:]).detached()
+        size = batch["image"].shape[-2:]
+        return self.score_features(features, batch["class_name"], categories, size, roi).detached()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Prediction | Features:  # type: ignore[override]
         """Scores a batch."""
@@ -119,9 +130,9 @@ class Loops(LightningModule):
                 "scores image by image: run vlad test, or choose a setting that is not transductive"
             )
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction | Features:
-        """Scores a batch of images of which nothing is known."""
-        return self._score_batch(batch)
+    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction | Features | None:
+        """Scores a batch of images of which nothing is known; None where none of them could be read."""
+        return self._score_batch(batch) if len(batch["image"]) else None
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.encoders import Encoder
@@ -79,6 +80,14 @@ class NearestPatch(Method):
         return Scores(distance[:, None][:, :0], highest.mean(1, keepdim=True), distance)
 
     def components_of(self, scores: Scores, anomaly_map: Tensor) -> Tensor:
-        """Returns the mean of the largest distances (B, 1)."""
+        """Returns the mean of the largest distances (B, 1); with a region of interest, of those inside."""
         assert scores.image is not None
-        return scores.image.to(torch.float32)
+        assert scores.memory is not None
+        if scores.roi is None:
+            return scores.image.to(torch.float32)
+        inside = F.adaptive_max_pool2d(scores.roi.float()[:, None], scores.memory.shape[-2:])[:, 0] > 0
+        means = []
+        for distance, part in zip(scores.memory, inside, strict=True):
+            count = max(1, int(self.top * int(part.sum())))
+            means.append(distance[part].topk(count).values.mean())
+        return torch.stack(means)[:, None].to(torch.float32)
