@@ -119,11 +119,11 @@ def test_a_training_free_method_has_no_weights_to_load(tiny, tmp_path):
 def test_own_checkpoint_by_file_and_run_folder(method, tiny, tmp_path):
     run = save_run(method, tmp_path / "run")
     for source in (run, run / "checkpoints" / "epoch=0.ckpt"):
-        loaded = vlad.load(source)
+        loaded = vlad.load(source).method
         assert torch.equal(loaded.heads[0].weight, method.heads[0].weight)
         assert loaded.origin == "fit"
         assert torch.equal(build(tiny, source).heads[0].weight, method.heads[0].weight)
-    assert vlad.load(run, sigma=1.0).sigma == 1.0
+    assert vlad.load(run, sigma=1.0).method.sigma == 1.0
 
 
 def test_what_a_checkpoint_says_of_itself(method, tiny, tmp_path):
@@ -172,7 +172,7 @@ def test_exported_weights_hold_everything(method, tmp_path, capsys):
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = method.score(images, ["bottle"]).anomaly_map
-        for loaded in (vlad.load(target), type(method)(**{**method.hparams, "weights": str(target)}).eval()):
+        for loaded in (vlad.load(target).method, type(method)(**{**method.hparams, "weights": str(target)}).eval()):
             assert torch.equal(loaded.score(images, ["bottle"]).anomaly_map, expected)
     assert main(["export-weights", str(run), "-o", str(tmp_path / "x.pth")]) == 1
     assert "ending in .safetensors" in capsys.readouterr().err
@@ -203,7 +203,7 @@ def test_a_filled_memory_comes_back(name, tiny, tmp_path):
     with torch.no_grad():
         expected = method.score(batch["image"], batch["class_name"], categories)
         for source in (run, target):
-            restored = vlad.load(source)
+            restored = vlad.load(source).method
             assert restored.memory.categories == ("noise/bottle", "noise/nut")
             found = restored.score(batch["image"], batch["class_name"], categories)
             assert torch.equal(found.anomaly_map, expected.anomaly_map)
@@ -259,7 +259,7 @@ def test_buffers_of_unknown_length_come_back(tiny, tmp_path, monkeypatch):
     expected = method.score(images, ["a", "b"]).anomaly_map
     assert expected.std() > 0
     for source in (run, target):
-        restored = vlad.load(source)
+        restored = vlad.load(source).method
         assert torch.equal(restored.prototypes, method.prototypes)
         torch.testing.assert_close(restored.score(images, ["a", "b"]).anomaly_map, expected)
     other = Bank(tiny).eval()  # fitted otherwise, then loaded over

@@ -47,7 +47,7 @@ def test_a_checkpoint_of_interface_1_comes_back(name, tiny, tmp_path):
     method = vlad.get_method(name)(backbone=tiny, image_size=64, **SMALL[name])
     method.allow_untrained = True
     arguments = {key: value for key, value in method.hparams.items() if key != "as_published"}
-    restored = vlad.load(write_old(method, tmp_path, arguments))
+    restored = vlad.load(write_old(method, tmp_path, arguments)).method
     assert restored.origin == "checkpoint"
     assert same(method, restored, 64)
 
@@ -66,7 +66,7 @@ def test_clip_adas_flat_arguments_are_grouped(tiny, tmp_path, changes, how):
         backbone=tiny, image_size=64, words="anomaly", refinement=how, **SMALL["clip_ada"]
     )
     method.allow_untrained = True
-    restored = vlad.load(write_old(method, tmp_path, {**FLAT, "backbone": tiny, **changes}))
+    restored = vlad.load(write_old(method, tmp_path, {**FLAT, "backbone": tiny, **changes})).method
     assert restored.how == how
     assert (restored.synthesis.recipe, restored.losses.pixel, restored.words) == ("mixed", "focal", "anomaly")
     assert same(method, restored, 96)
@@ -76,7 +76,7 @@ def test_textures_of_a_folder_are_told_and_left_out(tiny, tmp_path):
     method = vlad.get_method("clip_ada")(backbone=tiny, image_size=64, words="anomaly", **SMALL["clip_ada"])
     old = write_old(method, tmp_path, {**FLAT, "backbone": tiny, "textures": "photos/dtd"})
     with pytest.warns(UserWarning, match=r"textures photos/dtd .*give data\.textures"):
-        restored = vlad.load(old)
+        restored = vlad.load(old).method
     assert restored.synthesis.textures == "procedural"
 
 

@@ -23,7 +23,7 @@ NAMES = ("smallest third", "middle third", "largest third", "all")
 
 def measure(run: str, test: str, root: str | None) -> tuple[np.ndarray, list[float]]:
     """Returns pixel AP (2, 4), before and after, for the thirds and all; and the bounds of the thirds."""
-    method = vlad.load(run)
+    method = vlad.load(run).method
     data = AnomalyDataModule(root=root, test=test, num_workers=0).require(method.requirements)
     data.setup("test")
     loader = data.test_dataloader()

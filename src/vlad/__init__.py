@@ -24,9 +24,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.1.0"
 __all__ = [
     "AnomalyDataModule",
+    "Detector",
     "Features",
     "Method",
     "Prediction",
+    "Result",
+    "Results",
     "Scores",
     "Tags",
     "__version__",
@@ -37,6 +40,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from vlad.datamodules import AnomalyDataModule
+    from vlad.detector import Detector, Result, Results
     from vlad.loading import load
     from vlad.methods.base import Method
     from vlad.registry import get_method
@@ -45,7 +49,10 @@ if TYPE_CHECKING:
 # Public name -> module that defines it, imported on first use (PEP 562).
 _LAZY = {
     "AnomalyDataModule": "vlad.datamodules",
+    "Detector": "vlad.detector",
     "Method": "vlad.methods.base",
+    "Result": "vlad.detector",
+    "Results": "vlad.detector",
     "Features": "vlad.types",
     "Prediction": "vlad.types",
     "Scores": "vlad.types",

@@ -1,15 +1,20 @@
-"""A ready method from Python, in one call."""
+"""A ready detector from Python, in one call."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad.errors import WeightsError
-from vlad.registry import get_method
+from vlad.errors import OptionError, WeightsError
+from vlad.registry import get_method, list_methods
+from vlad.runs.pointers import checkpoint_of, resolve_run
 
 if TYPE_CHECKING:
+    from vlad.datamodules.decode import Reading
+    from vlad.decision import Decision
+    from vlad.detector import Detector
     from vlad.methods.base import Method
 
 __all__ = ["load", "restore"]
@@ -17,21 +22,43 @@ __all__ = ["load", "restore"]
 _FILES = {".ckpt", ".pth", ".pt", ".safetensors"}
 
 
-def load(name: str | Path, *, allow_untrained: bool = False, **overrides: Any) -> Method:
-    """Builds a method, or restores a trained one, ready to score.
+def load(
+    name: str | Path,
+    *,
+    references: Any = None,
+    decision: Decision | str | Path | float | None = None,
+    class_name: str | None = None,
+    device: str = "cpu",
+    intensity_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
+    allow_untrained: bool = False,
+    **overrides: Any,
+) -> Detector:
+    """Builds a method, or restores a trained one, as a detector that scores images.
 
     Args:
-        name: A registered method name, a class path, a run folder, or a checkpoint file of vlad's.
+        name: A registered method name, a class path, a run folder, a ``latest`` file, or a checkpoint file of vlad's.
+        references: Normal images that the method compares with, see :meth:`vlad.Detector.fit_references`; None leaves
+            what was saved with the method.
+        decision: What makes a score normal or anomalous: a decision file (``vlad calibrate``), a number, or ``none``;
+            None takes the ``decision.json`` of the run folder, where there is one.
+        class_name: What is in the images where ``predict`` is not told.
+        device: Where it is computed, such as ``cuda``.
+        intensity_range: Values that become black and white in images of more than 8 bits: (0, 4095) for 12 bits in 16.
+            By default what the file says, else all of its type.
+        max_pixels: Images with more pixels are refused; by default above 178 million.
         allow_untrained: Whether a method that has to be trained may be built without weights, for experiments.
         **overrides: Constructor arguments of the method; they take precedence over what a run saved.
 
     Returns:
-        The method in evaluation mode, on the CPU.
+        A detector: ``detector.predict("photos/")``. The method itself is ``detector.method``.
 
     Raises:
         RegistryError: No such method.
         WeightsError: The run folder holds nothing to load, or does not fit.
-        MethodError: An argument that the method does not have, or an untrained method.
+        MethodError: An argument that the method does not have, an untrained method, or no such device.
+        DataError: References that cannot be used.
+        DecisionError: A decision that cannot be read, or was made with other scores.
 
     Examples:
         >>> import vlad
@@ -40,18 +67,64 @@ def load(name: str | Path, *, allow_untrained: bool = False, **overrides: Any) -
             ...
         vlad.errors.RegistryError: no method is named 'sdp_pluss'; did you mean sdp_plus or sdp?
     """
+    from vlad.decision import find_decision
+    from vlad.detector import Detector
+
+    run = _run_of(name)
+    method = _build(str(name), overrides, allow_untrained) if run is None else None
+    if run is not None:
+        method = restore(run, overrides, allow_untrained=allow_untrained)
+        decision = find_decision(run) if decision is None else decision
+    assert method is not None
+    reading = _reading(intensity_range, max_pixels)
+    detector = Detector(method, class_name=class_name, run=run, reading=reading).to(device)
+    if references is not None:
+        detector.fit_references(references)
+    detector.decision = decision
+    return detector
+
+
+def _run_of(name: str | Path) -> Path | None:
+    """Returns the run folder or checkpoint that is meant; None for a method's name.
+
+    Raises:
+        WeightsError: A path that leads nowhere.
+    """
+    if isinstance(name, str) and name in list_methods():  # whatever lies in the working directory
+        return None
+    path = resolve_run(name)
+    if path.suffix in _FILES or path.is_dir():
+        return path
+    if isinstance(name, Path) or "/" in name or os.sep in name:
+        raise WeightsError(f"run folder or checkpoint {name} does not exist")
+    return None
+
+
+def _build(name: str, arguments: dict[str, Any], allow_untrained: bool) -> Method:
+    """Builds a method; where no image size is given and its own does not suit the encoder, at the encoder's."""
     from vlad.methods.arguments import check_known
 
-    path = Path(name)
-    if path.suffix in _FILES or path.is_dir():
-        return restore(path, overrides, allow_untrained=allow_untrained).eval()
-    cls = get_method(str(name))
-    check_known(cls, overrides)
-    method = cls(**overrides)
+    from vlad.encoders.facts import default_image_size
+
+    cls = get_method(name)
+    check_known(cls, arguments)
+    size = None if "image_size" in arguments else default_image_size(cls, arguments)
+    method = cls(**(arguments if size is None else {**arguments, "image_size": size}))
     method.allow_untrained = allow_untrained
     if method.trains:
         method.refuse_unfit()
-    return method.eval()
+    return method
+
+
+def _reading(intensity_range: Any, max_pixels: int | None) -> Reading:
+    from vlad.datamodules.decode import Reading
+
+    given: dict[str, Any] = {} if max_pixels is None else {"max_pixels": max_pixels}
+    if intensity_range is not None:
+        if isinstance(intensity_range, str) or len(intensity_range) != 2:
+            raise OptionError(f"intensity_range is two numbers, the lower one first: (0, 4095), not {intensity_range}")
+        given["intensity_range"] = (float(intensity_range[0]), float(intensity_range[1]))
+    return Reading(**given)
 
 
 def restore(path: str | Path, overrides: Mapping[str, Any] | None = None, *, allow_untrained: bool = False) -> Method:
@@ -69,7 +142,7 @@ def restore(path: str | Path, overrides: Mapping[str, Any] | None = None, *, all
     from vlad.checkpoint import hyperparameters, read_checkpoint
     from vlad.methods.arguments import check_known
 
-    path, overrides = Path(path), dict(overrides or {})
+    path, overrides = resolve_run(path), dict(overrides or {})
     if path.is_dir() and not any(path.glob("checkpoints/*.ckpt")):
         return _from_config(path, overrides, allow_untrained)
     checkpoint = read_checkpoint(path)
@@ -113,8 +186,9 @@ def _from_config(folder: Path, overrides: dict[str, Any], allow_untrained: bool)
                 f"{folder} used reference images and did not save what was fitted on them: run it with "
                 "--references.save true, or fit again: method.fit_references(datamodule.reference_dataloader())"
             )
-        if config.get("ckpt_path"):
-            return restore(config["ckpt_path"], overrides, allow_untrained=allow_untrained)
+        given = checkpoint_of(folder) or config.get("ckpt_path")
+        if given:
+            return restore(given, overrides, allow_untrained=allow_untrained)
         cls = get_method(model["class_path"])
         arguments = {**model.get("init_args", {}), **overrides}
         check_known(cls, arguments)

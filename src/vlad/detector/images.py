@@ -1,0 +1,156 @@
+"""Images in memory and in files as one dataset, with the arithmetic of the data module."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from PIL import Image, ImageFile
+
+from vlad.datamodules.dataset import AnomalyDataset, collate, fitted_size
+from vlad.datamodules.decode import Reading
+from vlad.datamodules.images import decoded
+from vlad.datamodules.intensity import to_rgb
+from vlad.datamodules.opening import naming
+from vlad.datamodules.orientation import orientation, upright
+from vlad.datamodules.sampling import build_prediction_loader
+from vlad.detector.inputs import Found, as_class_names, find, is_path
+from vlad.errors import DataError
+from vlad.types import Batch, Preprocess
+
+__all__ = ["GivenImages", "find_references"]
+
+
+class GivenImages(AnomalyDataset):
+    """Images of which nothing is known, some of them in memory; what cannot be read is a sample with the reason."""
+
+    def __init__(self, found: Found, preprocess: Preprocess, reading: Reading | None = None) -> None:
+        """Takes images.
+
+        Args:
+            found: What :func:`vlad.detector.inputs.find` yields.
+            preprocess: Size and normalisation.
+            reading: How values become intensities, and how many pixels an image may have.
+        """
+        super().__init__(found.frame, preprocess, truth=False, reading=reading, tolerant=True)
+        self.frame, self.in_memory = found.frame, found.in_memory
+
+    def batches(self, batch_size: int, num_workers: int = 0) -> Iterator[Batch]:
+        """Yields the batches that ``vlad predict`` would score.
+
+        Args:
+            batch_size: Images of a batch, at most.
+            num_workers: Processes that read images; without any, PyTorch's random state is left alone.
+        """
+        loader = build_prediction_loader(self, batch_size=batch_size, num_workers=num_workers)
+        if num_workers:
+            loader.generator = torch.Generator()
+            yield from loader
+            return
+        for rows in loader.batch_sampler or ():
+            batch: Any = collate([self[row] for row in rows])
+            yield batch
+
+    def open(self, index: int) -> Image.Image:
+        """Returns the image of a row, RGB and upright, as it is scored.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        pixels = self.in_memory[index]
+        if pixels is None:
+            return self._read(self.rows[index], whole=False)[0]
+        name = str(self.rows[index]["image_id"])
+        with naming("image", name):
+            image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+            if isinstance(image, ImageFile.ImageFile):
+                return decoded(image, image.fp, image.tell(), name, self.reading)
+            turned: Any = image  # images that were not opened from a file may have EXIF too
+            return upright(to_rgb(image, name, self.reading), orientation(turned))
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Returns the height and width that each sample will have; (0, 0) of what cannot be read."""
+        in_files = [pixels is None for pixels in self.in_memory]
+        others = AnomalyDataset(self.frame[in_files], self.preprocess, truth=False, reading=self.reading, tolerant=True)
+        known = iter(others.sizes())
+        return [next(known) if in_file else self._fitted(row) for row, in_file in enumerate(in_files)]
+
+    def _fitted(self, index: int) -> tuple[int, int]:
+        try:
+            image = self.open(index)
+        except DataError:
+            return 0, 0
+        return fitted_size(image.height, image.width, self.preprocess)
+
+    def _sample(self, index: int) -> dict[str, Any]:
+        if self.in_memory[index] is None:
+            return super()._sample(index)
+        row, image = self.rows[index], self.open(index)
+        _, _, right, bottom = self._seen(image.width, image.height)
+        return {
+            "image": self._normalise(image),
+            **{name: row[name] for name in ("class_name", "dataset", "category", "image_id")},
+            "path": "",
+            "index": index,
+            "digest": hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest(),
+            "original_size": torch.tensor([image.height, image.width]),
+            "seen_size": torch.tensor([round(bottom), round(right)]),
+        }
+
+
+def find_references(images: Any, class_name: str | None, shots: int | None, seed: int) -> Found:
+    """Finds reference images by the rules of ``--references``.
+
+    Args:
+        images: Normal images as of :func:`find`, of one class; or a mapping from class names to them.
+        class_name: What is in them; None for ``object``, or for a mapping.
+        shots: So many per class are drawn; None takes all.
+        seed: Seed of the draw.
+
+    Raises:
+        DataError: Nothing is there, an unknown type, too few images, or some in folders of anomalies.
+    """
+    import pandas as pd
+
+    from vlad.datamodules.references import check_shots
+    from vlad.datamodules.selection import draw
+
+    check_shots(shots)
+    if isinstance(images, Mapping):
+        if class_name is not None:
+            raise DataError("class_name and a mapping from class names to references: give one of them")
+        groups = {str(as_class_names(name)): group for name, group in images.items()}
+    else:
+        name = as_class_names(class_name)
+        if not (name is None or isinstance(name, str)):
+            raise DataError("references of several classes are a mapping: references={'bottle': 'good/bottle', …}")
+        groups = {name or "object": images}
+    found = [_of_class(group, name) for name, group in groups.items()]
+    if not found:
+        raise DataError("there are no references: the mapping is empty")
+    frame = pd.concat([part.frame for part in found], ignore_index=True)
+    in_memory = [pixels for part in found for pixels in part.in_memory]
+    if shots is not None:
+        frame = draw(frame.assign(place=range(len(frame))), shots, seed, "given references", "shots")
+        in_memory = [in_memory[place] for place in frame.pop("place")]
+    return Found(frame, in_memory, {})
+
+
+def _of_class(images: Any, class_name: str) -> Found:
+    """Finds the references of one class."""
+    import pandas as pd
+
+    from vlad.datamodules.references import given_references
+
+    paths = [images] if is_path(images) else images
+    if isinstance(paths, list | tuple) and paths and all(map(is_path, paths)):
+        wanted = pd.DataFrame([{"dataset": "images", "category": class_name, "class_name": class_name}])
+        frame = given_references([os.fspath(path) for path in paths], None, 0, wanted)
+        return Found(frame, [None] * len(frame), {})
+    parts = list(find(images, class_name, size=64))
+    frame = pd.concat([part.frame for part in parts], ignore_index=True)
+    named = {"dataset": "images", "category": class_name, "class_name": class_name, "label": 0}
+    return Found(frame.assign(**named), [pixels for part in parts for pixels in part.in_memory], {})
