@@ -41,7 +41,7 @@ others: shapes with textures, tissues and a kind of defect that neither it nor t
 Image AUROC {image:.1f}, pixel AUROC {pixel:.1f} (chance is 50). The images are rendered and the CLIP is vlad-tiny:
 these figures say nothing of real images.
 
-  look first  {tested}/heatmaps/contact_sheet.png
+  look first  {tested}/heatmaps/contact_sheet.jpg
   heat maps   {tested}/heatmaps/
   table       {tested}/test_metrics.csv
 

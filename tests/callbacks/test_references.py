@@ -122,7 +122,7 @@ def test_what_was_fitted_is_saved_and_restored_without_the_images(tiny, mvtec, t
     data = data_of(method, mvtec, test="mvtec_ad", shots=2)
     trainer(tmp_path / "run", References(save=True)).test(method, data, verbose=False)
     batch = next(iter(data.test_dataloader()))
-    restored = vlad.load(str(tmp_path / "run"))
+    restored = vlad.load(str(tmp_path / "run")).method
     assert type(restored) is cls
     assert restored.memory.categories == ("mvtec_ad/bottle", "mvtec_ad/metal_nut")
     with torch.no_grad():

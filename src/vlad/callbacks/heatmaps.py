@@ -1,58 +1,42 @@
-"""Writes one panel per tested or predicted image, all in the colours of one scale."""
+"""Draws one panel per tested or predicted image, all in the colours of one scale."""
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from threading import Lock
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
-from vlad.callbacks.panel import Panel, draw_contact_sheet, draw_panel
-from vlad.files import write_atomic, write_json
-from vlad.metrics.distributed import gather_objects, own_samples
+from vlad.callbacks.per_image import PerImage, inspected
+from vlad.callbacks.progress import Meter
+from vlad.drawing.album import Album
+from vlad.drawing.panel import Box
+from vlad.drawing.previews import Preview, image_name
+from vlad.drawing.scale import Scale
+from vlad.errors import OptionError
 from vlad.types import Batch, Prediction
 
-__all__ = ["HeatMaps", "choose_for_contact_sheet"]
+__all__ = ["HeatMaps"]
+
+_LABELS = {0: "normal", 1: "anomalous"}
 
 
-def choose_for_contact_sheet(drawn: Sequence[tuple[tuple[str, str], str, int, float]], limit: int = 24) -> list[str]:
-    """Chooses what stands for a run, without picking cherries.
-
-    Args:
-        drawn: Category, name, label (-1 where not known) and image score of every panel.
-        limit: At most this many.
-
-    Returns:
-        Of each category the anomalous and the normal image of middle score; where nothing is known, the
-        images of highest score.
-    """
-    chosen = []
-    for category in dict.fromkeys(row[0] for row in drawn):
-        for label in (1, 0):
-            ranked = sorted((score, name) for c, name, known, score in drawn if c == category and known == label)
-            chosen += [ranked[len(ranked) // 2][1]] if ranked else []
-    if not chosen:
-        chosen = [name for _, name, _, _ in sorted(drawn, key=lambda row: -row[3])]
-    return chosen[:limit]
-
-
-class HeatMaps(Callback):
+class HeatMaps(PerImage):
     """Heat maps of a test or prediction run, under ``heatmaps/`` in the run folder, and a contact sheet of some.
 
-    The colours mean the same score in every image of the run, so they can only be chosen at its end: until then maps
-    and previews wait, small, in a temporary file, and memory does not grow with the data set. Images are drawn from
-    the previews that the data module makes where they are decoded; no file is opened again.
+    The colours mean the same score in every image of the run. With a decision that knows a scale, panels are drawn
+    while the method scores; else previews wait in ``parts/previews/`` and the scale is chosen at the end, from all of
+    them. Either way memory does not grow with the data set, and what a killed run has not drawn is drawn when it is
+    continued. Images are drawn from the previews that the data module makes where they are decoded; no file is opened
+    again. See docs/heatmaps.md for what the colours mean.
     """
 
     def __init__(self, enabled: bool = True, limit: int | None = None, height: int = 256) -> None:
@@ -60,136 +44,181 @@ class HeatMaps(Callback):
 
         Args:
             enabled: Whether heat maps are written at all.
-            limit: At most this many images per category; all by default.
-            height: Height of a tile in pixels.
+            limit: At most this many images per category, spread evenly over it; all by default.
+            height: Shorter side of a tile in pixels; less where the longer one would be more than 1024.
+
+        Raises:
+            OptionError: A number is out of its range.
         """
-        self.enabled = enabled
-        self.limit = limit
-        self.height = height
-        self._reset()
+        if not 16 <= height <= 1024:
+            raise OptionError(f"heatmaps.height is {height}: give 16 to 1024 pixels")
+        if limit is not None and limit < 1:
+            raise OptionError(f"heatmaps.limit is {limit}: give 1 or more, or --heatmaps.enabled false for none")
+        self.enabled, self.limit, self.height = enabled, limit, height
+        super().__init__()
+        self._album: Album | None = None
+        self._told = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Asks the data module for previews."""
+        super().setup(trainer, pl_module, stage)
+        self._album, self._told = None, False
         data: Any = getattr(trainer, "datamodule", None)
-        if self.enabled and stage in {"test", "predict"} and hasattr(data, "preview_height"):
+        if self._log_dir is not None and hasattr(data, "preview_height"):
             data.preview_height, data.preview_limit = self.height, self.limit
 
-    def _reset(self) -> None:
-        self._file: IO[bytes] | None = None
-        self._rows: list[dict[str, Any]] = []
-        self._samples: list[np.ndarray] = []
-        self._counts: dict[tuple[str, str], int] = {}
-        self._told = False
+    def begin(self, trainer: Trainer, folder: Path) -> None:
+        """Opens the folder; a test starts afresh, a prediction goes on with what was left there."""
+        self._album = Album(folder, rank=trainer.global_rank, world=trainer.world_size)
+        if trainer.state.fn == "test":
+            if trainer.is_global_zero:
+                self._album.clear()
+            trainer.strategy.barrier("vlad: heat maps")
 
-    def _start(self) -> None:
-        self._reset()
-        if self.enabled:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives until the end of the run
+    # -- one batch ---------------------------------------------------------------------------------------------
 
-    def _store(self, array: np.ndarray) -> tuple[int, tuple[int, ...], str]:
-        """Writes an array to the temporary file; returns where, its shape and type."""
-        assert self._file is not None
-        place = self._file.tell()
-        self._file.write(np.ascontiguousarray(array).tobytes())
-        return place, array.shape, str(array.dtype)
-
-    def _add(self, trainer: Trainer, batch: Batch, prediction: Prediction) -> None:
-        if self._file is None:
-            return
+    def add(self, trainer: Trainer, batch: Batch, prediction: Prediction, rows: list[int]) -> None:
+        """Keeps a batch's maps and previews; draws what has a scale."""
+        assert self._album is not None
         if "preview" not in batch:
-            if trainer.is_global_zero and not self._told:
-                print("no heat maps: the batches hold no previews; give the trainer vlad's data module", flush=True)
+            if not self._told:
+                rank_zero_warn("no heat maps: the batches hold no previews; give the trainer vlad's data module")
             self._told = True
             return
+        decide = _decide(trainer)
+        verdicts = decide.verdicts(batch, prediction) if decide is not None else None
+        scores = prediction.image_score.detach().float().cpu().tolist()
         stages = {**(prediction.stages or {}), "": prediction}
-        maps = torch.stack([stage.anomaly_map.float() for stage in stages.values()], dim=1)  # (B, stages, H, W)
-        shrink = min(1.0, self.height / min(maps.shape[-2:]))
-        height, width = (max(1, round(side * shrink)) for side in maps.shape[-2:])
-        small = F.adaptive_avg_pool2d(maps, (height, width)).cpu().numpy()
-        for i in own_samples(batch, trainer.global_rank, trainer.world_size):
-            category = (batch["dataset"][i], batch["category"][i])
-            self._counts[category] = self._counts.get(category, 0) + 1
-            self._samples.append(small[i].ravel()[:: max(1, small[i].size // 1024)].copy())
-            if (self.limit is not None and self._counts[category] > self.limit) or not batch["preview"][i].numel():
+        maps = {name: inspected(batch, stage.anomaly_map) for name, stage in stages.items()}
+        facts: list[dict[str, Any]] = []
+        previews = []
+        for i in rows:
+            scale = _scale(decide, batch, i) if decide is not None else None
+            fact = _facts(batch, maps[""][i], scores[i], i)
+            facts.append({**fact, "scale": scale.to_dict() if scale else None})
+            if fact["max"] is None or not batch["preview"][i].numel():
                 continue
-            row: dict[str, Any] = {"category": category, "score": float(prediction.image_score[i])}
-            row["name"] = "/".join(dict.fromkeys((*category, batch["image_id"][i])))
-            row |= {"stages": list(stages), "maps": self._store(small[i].astype(np.float32))}
-            row["preview"] = self._store(batch["preview"][i].cpu().numpy())
-            row["mask"] = self._store(batch["mask_preview"][i].cpu().numpy())
-            if "label" in batch:
-                row["label"] = int(batch["label"][i])
-            self._rows.append(row)
+            verdict = verdicts[i] if verdicts is not None else None
+            image = batch["preview"][i].cpu().numpy()
+            size = (image.shape[0], image.shape[1])
+            mask = batch["mask_preview"][i].cpu().numpy() if "mask_preview" in batch else np.zeros((0, 0), bool)
+            previews.append(
+                Preview(
+                    fact["name"],
+                    "/".join((*dict.fromkeys(fact["set"]), batch["image_id"][i])),
+                    _caption(fact, verdict, scale),
+                    image,
+                    {name: _shrink(values[i], size) for name, values in maps.items()},
+                    mask if mask.size else None,
+                    _boxes(verdict, batch, i, size) if verdict is not None else None,
+                    scale,
+                )
+            )
+        self._album.add(facts, previews)
 
-    def _finish(self, trainer: Trainer) -> None:
-        folder = trainer.log_dir  # a collective call: on every rank
-        everyone = [samples for part in gather_objects(self._samples) for samples in part]
-        if self._file is None or not everyone or folder is None:
-            return
-        low, high = (float(q) for q in np.quantile(np.concatenate(everyone), [0.01, 0.999]))
-        target = Path(folder) / "heatmaps"
-        file, lock = self._file, Lock()
+    # -- the end -----------------------------------------------------------------------------------------------
 
-        def read(stored: tuple[int, tuple[int, ...], str]) -> np.ndarray:
-            place, shape, kind = stored
-            with lock:
-                file.seek(place)
-                content = file.read(math.prod(shape) * np.dtype(kind).itemsize)
-            return np.frombuffer(content, kind).reshape(shape)
+    def finish(self, trainer: Trainer, folder: Path, *, progress: bool) -> None:
+        """Draws what waits, also what an earlier run into the folder has left; a collective call, on every rank."""
+        album = self._album or Album(folder, rank=trainer.global_rank, world=trainer.world_size)
+        first, self._album = trainer.is_global_zero, None
 
-        def draw(row: dict[str, Any]) -> None:
-            maps, mask = read(row["maps"]), read(row["mask"])
-            caption = f"image score {row['score']:.4g}, map max {maps[-1].max():.4g}"
-            if "label" in row:
-                caption += f", label {['normal', 'anomalous', 'unknown'][row['label']]}"
-            earlier = dict(zip(row["stages"][:-1], maps[:-1], strict=True))
-            image = Image.fromarray(read(row["preview"]))
-            panel = Panel(row["name"], caption, image, maps[-1], mask if mask.size else None, earlier)
-            drawn = draw_panel(panel, low, high, height=self.height)
-            path = target / f"{row['name']}.png"
-            write_atomic(path, lambda partial: drawn.save(partial, format="PNG", compress_level=1))
+        def draw() -> None:
+            waiting = album.waiting()
+            if waiting and first:
+                share = " of this process's" if trainer.world_size > 1 else ""
+                print(f"drawing {len(waiting)}{share} heat maps in {album.heatmaps}", flush=True)
+            meter = Meter(len(waiting), "drawing", enabled=progress and first)
+            album.draw(waiting, meter.advance)
+            meter.finish()
 
-        if trainer.is_global_zero:
-            print(f"drawing {len(self._rows)} heat maps in {target}", flush=True)
-        file.flush()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # resizing and PNG leave Python's lock
-            deque(pool.map(draw, self._rows), maxlen=0)
-        file.close()
-        drawn = [(row["category"], row["name"], row.get("label", -1), row["score"]) for row in self._rows]
-        drawn = [row for part in gather_objects(drawn) for row in part]  # by now every rank has drawn
-        if trainer.is_global_zero:
-            panels = [Image.open(target / f"{name}.png") for name in choose_for_contact_sheet(drawn)]
-            if panels:
-                sheet = draw_contact_sheet(panels)
-                write_atomic(target / "contact_sheet.png", lambda partial: sheet.save(partial, format="PNG"))
-            write_json(target / "scale.json", {"low": low, "high": high})
-        self._reset()
+        steps: list[Callable[[], Any]] = [
+            album.settle,
+            album.choose if first else lambda: None,
+            draw,
+            partial(self._conclude, album) if first else lambda: None,
+        ]
+        problem: BaseException | None = None
+        for step in steps:  # a process that fails must not leave the others waiting for it
+            try:
+                if problem is None:
+                    step()
+            except Exception as error:
+                problem = error
+            trainer.strategy.barrier("vlad: heat maps")
+        if problem is not None:
+            raise problem
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts a fresh run."""
-        self._start()
+    @staticmethod
+    def _conclude(album: Album) -> None:
+        missing = album.finish()
+        if missing:
+            rank_zero_warn(missing)
+        if album.unknown:
+            letters = " ".join(sorted(letter for letter in album.unknown if letter.isprintable())[:10])
+            rank_zero_warn(
+                f"captions of heat maps: no font of this machine has {letters or 'some letters'}; their code points "
+                "stand in their places (install a font such as Noto Sans)"
+            )
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps a batch's maps; those of a set that is scored together come by :meth:`on_set_scored`."""
-        if isinstance(outputs, Prediction):
-            self._add(trainer, batch, outputs)
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves what is not drawn to the continuation of the run."""
+        if self._album is not None:
+            self._album.abandon()
 
-    def on_set_scored(self, trainer: Trainer, pl_module: LightningModule, batch: Any, prediction: Prediction) -> None:
-        """Keeps the maps of images that a transductive method has scored together."""
-        self._add(trainer, batch, prediction)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the panels."""
-        self._finish(trainer)
+def _decide(trainer: Trainer) -> Any:
+    """Returns the trainer's Decide where it has a decision, else None."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    found: Any = next((one for one in callbacks if type(one).__name__ == "Decide"), None)
+    return found if found is not None and found.decision is not None else None
 
-    on_predict_epoch_start = on_test_epoch_start
-    on_predict_batch_end = on_test_batch_end
-    on_predict_end = on_test_end
+
+def _scale(decide: Any, batch: Batch, i: int) -> Scale | None:
+    """Returns the scale that a decision has for an image."""
+    class_name = batch["class_name"][i] if "class_name" in batch else None
+    found = decide.decision.scale(batch["category"][i], class_name)
+    return None if found is None else Scale.of_decision(*found)
+
+
+def _facts(batch: Batch, values: Tensor, score: float, i: int) -> dict[str, Any]:
+    """Returns an image's line of the journal; without numbers where its score or its map (H, W) is not finite.
+
+    Minus infinity in a map says that nothing was inspected there.
+    """
+    belongs = (batch["dataset"][i], batch["category"][i])
+    label = int(batch["label"][i]) if "label" in batch else -1
+    fact: dict[str, Any] = {"name": image_name(*belongs, batch["image_id"][i]), "set": belongs, "label": label}
+    seen = values[values != -torch.inf]
+    if not len(seen) or not math.isfinite(score) or not bool(torch.isfinite(seen).all()):
+        return {**fact, "score": None, "max": None, "level": None}
+    level = float(seen[:: max(1, len(seen) // 4096)].median())
+    return {**fact, "score": score, "max": float(seen.max()), "level": level}
+
+
+def _shrink(values: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Returns a map no larger than a tile; its maximum stays, so that no region gets lost."""
+    smaller = [min(side, most) for side, most in zip(values.shape, size, strict=True)]
+    return F.adaptive_max_pool2d(values[None], smaller)[0].cpu().numpy()
+
+
+def _boxes(verdict: Any, batch: Batch, i: int, size: tuple[int, int]) -> list[Box] | None:
+    """Returns the boxes of a verdict's regions in pixels of a tile (height, width)."""
+    if "seen_size" not in batch:
+        return None
+    down, across = (side / int(seen) for side, seen in zip(size, batch["seen_size"][i], strict=True))
+    return [(box.x * across, box.y * down, box.w * across, box.h * down) for box in verdict.regions]
+
+
+def _caption(fact: dict[str, Any], verdict: Any, scale: Scale | None) -> str:
+    """Returns the second line of a panel."""
+    parts = [f"score {fact['score']:.4g}"]
+    if verdict is not None and verdict.decision:
+        sign = "<" if verdict.decision == "normal" else "≥"
+        parts[0] += f" {sign} {verdict.threshold:.4g}: {verdict.decision}"
+        parts += [f"p {verdict.p_value:.2g}"] if verdict.p_value is not None else []
+        regions = len(verdict.regions)
+        parts += [f"{regions} region{'s'[: regions != 1]}"] if verdict.anomalous_area is not None else []
+    parts += [f"label {_LABELS[fact['label']]}"] if fact["label"] in _LABELS else []
+    parts.append(f"map max {fact['max']:.4g}")
+    return ", ".join([*parts, "colours not calibrated"] if scale is None else parts)

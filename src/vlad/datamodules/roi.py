@@ -87,8 +87,8 @@ def load_roi(row: dict[str, str], size: tuple[int, int], crop: RowCrop) -> np.nd
             part = mask if column == "roi_path" else ~mask
             inside = part if inside is None else inside & part
     if inside is not None and not inside.any():
-        mask = row["roi_path"] or row["ignore_path"]
-        raise DataError(f"{mask} leaves no pixel of {row['image_path']} to inspect")
+        given = row["roi_path"] or row["ignore_path"]
+        raise DataError(f"{given} leaves no pixel of {row['image_path']} to inspect")
     return inside
 
 

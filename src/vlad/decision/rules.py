@@ -259,13 +259,13 @@ class Decision:
         """Returns how a map of a category is coloured, or None where that is not known.
 
         Returns:
-            Values: up to the first nothing is shown, half of the normal images' maxima being below it; from the second
-            on the colour is full; the third is the pixel threshold, where the contour runs.
+            Values: up to the first nothing is shown, half way from the median of the normal images' maxima to the
+            third; from the second on the colour is full; the third is the pixel threshold, where the contour runs.
         """
         rule = self.rule_of(category, class_name)
         if rule is None or rule.pixel_threshold is None or not rule.maxima or rule.level is None:
             return None
         contour = rule.pixel_threshold
-        low = min(rule.maxima[(len(rule.maxima) - 1) // 2], contour)
+        low = (min(rule.maxima[(len(rule.maxima) - 1) // 2], contour) + contour) / 2
         span = max(contour - rule.level, 1e-6 * max(1.0, abs(contour)))
         return low, contour + span, contour

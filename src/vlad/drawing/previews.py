@@ -1,0 +1,116 @@
+"""What a panel is drawn from, in one small file per image: it waits there until the run's scale is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlad.datamodules.index import safe_name, safe_path
+from vlad.drawing.panel import Box, Panel
+from vlad.drawing.scale import Scale
+from vlad.files import write_atomic
+
+__all__ = ["Preview", "image_name", "load_preview", "preview_file", "save_preview"]
+
+_CODES = 65535
+
+
+def image_name(dataset: str, category: str, image_id: str) -> str:
+    """Returns where the panel of an image lies below a folder of panels, without suffix.
+
+    Examples:
+        >>> image_name("mvtec_ad", "bottle", "test/good/000")
+        'mvtec_ad/bottle/test/good/000'
+        >>> image_name("photos", "photos", "a")
+        'photos/a'
+    """
+    parts = [safe_name(part) for part in dict.fromkeys((dataset, category))]
+    return "/".join([*parts, safe_path(image_id)])
+
+
+def preview_file(folder: Path, name: str) -> Path:
+    """Returns the file of the preview of an image, in one flat folder."""
+    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the panel of an image is drawn from.
+
+    Attributes:
+        name: Where the panel goes, below the folder of heat maps, without suffix.
+        title: Which image it is.
+        caption: Score, label, decision.
+        image: The image (h, w, 3), uint8.
+        maps: Its maps (H, W) by name, at most as large as the image here; the last, named "", is the final one.
+        mask: Ground truth (h, w), bool, or None.
+        regions: Boxes of a decision's regions, or None.
+        scale: The scale of the decision, or None for the run's own.
+    """
+
+    name: str
+    title: str
+    caption: str
+    image: np.ndarray
+    maps: dict[str, np.ndarray]
+    mask: np.ndarray | None = None
+    regions: list[Box] | None = None
+    scale: Scale | None = field(default=None)
+
+    def panel(self) -> Panel:
+        """Returns what to draw."""
+        earlier = {name: values for name, values in self.maps.items() if name}
+        image = Image.fromarray(self.image)
+        return Panel(self.title, self.caption, image, self.maps[""], self.mask, earlier, self.regions)
+
+
+def save_preview(path: Path, preview: Preview) -> None:
+    """Writes a preview; the file is whole or not there.
+
+    Maps take two bytes a pixel; values move by at most 1/131,068 of their map's range.
+    """
+    facts: dict[str, Any] = {"name": preview.name, "title": preview.title, "caption": preview.caption}
+    facts |= {"regions": preview.regions, "scale": preview.scale.to_dict() if preview.scale else None}
+    arrays, ranges = {"image": preview.image}, {}
+    if preview.mask is not None:
+        arrays["mask"] = preview.mask
+    for number, (name, values) in enumerate(preview.maps.items()):
+        seen = np.isfinite(values)
+        low, high = (float(values[seen].min()), float(values[seen].max())) if seen.any() else (0.0, 0.0)
+        step = (high - low) / (_CODES - 1) or 1.0
+        arrays[f"map{number}"] = np.where(seen, 1 + np.rint((np.where(seen, values, low) - low) / step), 0).astype(
+            np.uint16
+        )
+        ranges[name] = (low, step)
+    facts["maps"] = ranges
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    write_atomic(path, write)
+
+
+def load_preview(path: Path) -> Preview:
+    """Reads a preview.
+
+    Raises:
+        ValueError, OSError, KeyError: It is damaged.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        facts = json.loads(file["facts"].tobytes())
+        maps = {}
+        for number, (name, (low, step)) in enumerate(facts["maps"].items()):
+            codes = file[f"map{number}"]
+            maps[name] = np.where(codes, low + (codes.astype(np.float64) - 1) * step, -np.inf).astype(np.float32)
+        mask = file.get("mask")
+        scale = Scale.of_dict(facts["scale"]) if facts["scale"] else None
+        regions = facts["regions"] and [tuple(box) for box in facts["regions"]]
+        return Preview(facts["name"], facts["title"], facts["caption"], file["image"], maps, mask, regions, scale)
