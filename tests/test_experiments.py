@@ -99,9 +99,10 @@ def test_pixel_ap_by_size(tmp_path, monkeypatch, tiny, capsys):
     here = ["--model", "clip_ada", "--model.backbone", tiny, "--model.image_size", "64", *small]
     rest = ["--data.root", ".", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
     assert main(["fit", *here, *rest, "--data.train", "mvtec_ad", "--trainer.max_epochs", "1"]) == 0
-    run = "runs/clip_ada/version_0"
+    run = "runs/clip_ada/latest"
     assert main(["test", "--ckpt_path", run, *rest, "--data.test", "mvtec_ad", "--heatmaps.enabled", "false"]) == 0
-    content = json.loads(Path("runs/clip_ada/version_1/test_metrics.json").read_text())
+    (file,) = Path("runs/clip_ada").glob("*_test_*/test_metrics.json")
+    content = json.loads(file.read_text())
     values, bounds = script("clip_ada/by_size.py").measure(run, "mvtec_ad", ".")
     assert values[:, 3].tolist() == pytest.approx(
         [content["stages"]["initial"]["mean"]["pixel_ap"], content["mean"]["pixel_ap"]]

@@ -16,6 +16,8 @@ SMALL = {  # settings of a method that fit the tiny CLIP: four blocks in the ima
     "sdp": {"layers": [2, 4]},
     "sdp_plus": {"layers": [2, 4]},
     "adaclip": {"depth": 2, "length": 3, "clusters": 3},
+    "anomalyclip": {},
+    "april_gan": {"layers": [2, 4]},
     "clip_ada": {"layers": [2, 4], "full_size": 96, "sigma": 2.0},
     "patch_memory": {"layers": [2, 4]},
 }

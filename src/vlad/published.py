@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlad.errors import WeightsError, nearest
+from vlad.runs.pointers import LATEST, checkpoint_of, resolve_run
 
 __all__ = ["Published", "find_checkpoint", "locate"]
 
@@ -81,17 +82,22 @@ def locate(name: str | Path, published: Mapping[str, Published]) -> Path:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Returns the checkpoint file that a path names: itself, or the newest one in a run folder.
+    """Returns the checkpoint file that a path names: itself, a run folder's newest, or the one that run was given.
+
+    Args:
+        path: A file, a run folder, or a ``latest`` file that names one.
 
     Raises:
-        WeightsError: Nothing is there, or the folder holds no checkpoint.
+        WeightsError: Nothing is there, or the run neither has made a checkpoint nor was given one.
     """
-    path = Path(path)
+    path = resolve_run(path)
     if path.is_dir():
         found = sorted(path.glob("checkpoints/*.ckpt"), key=lambda file: file.stat().st_mtime)
-        if not found:
+        given = found[-1] if found else checkpoint_of(path)
+        if given is None:
             raise WeightsError(f"run folder {path} holds no checkpoints/*.ckpt; run vlad fit first")
-        return found[-1]
+        return given
     if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist")
+        hint = ": no run has been made there yet" if path.name == LATEST else ""
+        raise WeightsError(f"weights file {path} does not exist{hint}")
     return path

@@ -56,13 +56,11 @@ def test_wrong_config_key(fails):
 
 
 def test_wrong_option(fails):
-    assert "--data.tset x; did you mean data.test" in fails("test", "--data.tset", "x")
+    assert "no option --data.tset; did you mean data.test" in fails("test", "--data.tset", "x")
 
 
 def test_wrong_value(fails):
-    assert "\"image_size\": Expected a <class 'int'>. Got value: big" in fails(
-        "test", *DATA, "--model.image_size", "big"
-    )
+    assert "model.image_size must be a whole number, not 'big'" in fails("test", *DATA, "--model.image_size", "big")
 
 
 def test_broken_yaml_and_missing_config(fails):
@@ -91,13 +89,13 @@ def test_missing_data_folder(fails):
 def test_unreadable_image(fails):
     Path("mvtec_ad/bottle/test/good/001.png").write_bytes(b"no image")
     err = fails("test", *DATA)
-    assert "cannot read image mvtec_ad/bottle/test/good/001.png (no known image format)" in err
+    assert "mvtec_ad/bottle/test/good/001.png: cannot read image (no known image format)" in err
 
 
 def test_mask_of_another_size(fails):
     write_mask(Path("mvtec_ad/bottle/ground_truth/broken/001_mask.png"), size=(20, 21))
     err = fails("test", *DATA)
-    assert "001_mask.png is 20x21 pixels, its image 40x36" in err
+    assert "001_mask.png: 20x21 pixels, its image" in err
 
 
 def test_empty_category(fails):

@@ -51,7 +51,7 @@ def test_two_processes_give_the_metrics_of_one(vlad, tiny, tmp_path):
     test = ["test", *options(tiny, "sdp"), "--data.test", "mvtec_ad", "--data.batch_size", "2"]
     vlad(*test)
     vlad(*test, *TWO)
-    one, two = (tmp_path / f"runs/sdp/version_{i}" for i in (0, 1))
+    one, two = sorted(path for path in (tmp_path / "runs/sdp").iterdir() if path.is_dir())
     assert json.loads((one / "test_metrics.json").read_text()) == json.loads((two / "test_metrics.json").read_text())
     pd.testing.assert_frame_equal(pd.read_csv(one / "test_scores.csv"), pd.read_csv(two / "test_scores.csv"))
     assert len(list(two.glob("heatmaps/*/**/*.png"))) == 11
@@ -76,7 +76,7 @@ def test_nothing_of_two_processes_is_left_running(vlad, tiny, tmp_path):
 
 def test_two_processes_predict_each_picture_once(vlad, tiny, tmp_path):
     vlad("predict", "mvtec_ad/bottle/test", *options(tiny, "sdp"), *TWO)
-    assert len(pd.read_csv(tmp_path / "runs/sdp/version_0/predictions.csv")) == 5
+    assert len(pd.read_csv(next(tmp_path.glob("runs/sdp/*/predictions.csv")))) == 5
 
 
 def test_an_error_in_a_process_is_one_line(vlad, tiny, tmp_path):
@@ -84,7 +84,8 @@ def test_an_error_in_a_process_is_one_line(vlad, tiny, tmp_path):
     done = vlad("test", *options(tiny, "sdp"), "--data.test", "mvtec_ad", check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("vlad test: cannot read image mvtec_ad/bottle")
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("vlad test: 1 file cannot be used; replace or remove: mvtec_ad/bottle/test/good/001.png: ")
 
 
 def test_help_and_print_config(vlad, tiny):
@@ -117,7 +118,7 @@ def test_plugin_is_listed_fitted_and_tested_by_its_short_name(vlad, plugin, tiny
     assert listed["mean_cosine"]["from"] == "vlad_mean 0.3"
     assert "prototype" in listed["mean_cosine"]["summary"]
     vlad("fit", *options(tiny, "mean-cosine", layers=False), "--data.train", "mvtec_ad", path=plugin)
-    (run,) = (tmp_path / "runs/mean_cosine").iterdir()
+    (run,) = (path for path in (tmp_path / "runs/mean_cosine").iterdir() if path.is_dir())
     data = ["--data.root", ".", "--data.test", "mvtec_ad", "--data.num_workers", "0"]
     assert "metal_nut" in vlad("test", "--ckpt_path", str(run), *data, path=plugin).stdout
     config = tmp_path / "exp.yaml"

@@ -1,6 +1,7 @@
 """The verbs as a user runs them: fit, test and predict on files, and what they leave behind."""
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
@@ -24,18 +25,18 @@ def run(mvtec, tiny, monkeypatch):
         chosen = ["--model", method, *model] if method else []
         quiet = ["--trainer.enable_progress_bar", "false", "--data.num_workers", "0"]
         assert main([*arguments, *chosen, *quiet]) == 0
-        return max(Path("runs").glob("*/*"), key=lambda folder: folder.stat().st_mtime_ns)
+        return Path("runs") / Path("runs/latest").read_text().strip()
 
     return run
 
 
 def test_test_leaves_table_scores_config_and_heat_maps(run, capsys):
     folder = run("test", "--data.root", ".", "--data.test", "mvtec_ad", "--heatmaps.height", "64")
-    assert folder == Path("runs/sdp/version_0")
+    assert folder == Path(f"runs/sdp/{date.today()}_test_mvtec_ad")
     out = capsys.readouterr().out
     assert "metal_nut" in out
     assert "I-AUROC" in out
-    assert "run folder: runs/sdp/version_0" in out
+    assert f"run folder: {folder}" in out
     table = pd.read_csv(folder / "test_metrics.csv")
     assert table["category"].tolist() == ["bottle", "metal_nut"]
     assert table[["normal", "anomalous"]].to_numpy().tolist() == [[3, 3], [3, 3]]
@@ -47,15 +48,15 @@ def test_test_leaves_table_scores_config_and_heat_maps(run, capsys):
     assert config["data"]["test"] == "mvtec_ad"
     pictures = sorted(folder.glob("heatmaps/*/**/*.png"))
     assert len(pictures) == 12
-    assert Path("runs/sdp/version_0/heatmaps/mvtec_ad/bottle/test/broken/000.png") in pictures
+    assert folder / "heatmaps/mvtec_ad/bottle/test/broken/000.png" in pictures
     Image.open(pictures[0]).verify()
-    assert set(json.loads((folder / "heatmaps/scale.json").read_text())) == {"low", "high"}
+    assert {"low", "high"} <= set(json.loads((folder / "heatmaps/scale.json").read_text()))
     assert not list(folder.glob("checkpoints/*"))
 
 
 def test_saved_scores_are_the_methods_own(run, tiny):
     folder = run("test", "--data.root", ".", "--data.test", "mvtec_ad")
-    method = vlad.load("sdp", backbone=tiny, pretrained=None, image_size=64, layers=[2, 4])
+    method = vlad.load("sdp", backbone=tiny, pretrained=None, image_size=64, layers=[2, 4]).method
     from vlad.datamodules import AnomalyDataModule
 
     data = AnomalyDataModule(root=".", test="mvtec_ad", num_workers=0).require(method.requirements)
@@ -82,12 +83,12 @@ def test_fit_then_test_from_the_run_folder(run, capsys):
     assert {key.split(".")[0] for key in content["state_dict"]} == {"heads"}
     assert content["vlad"]["class_path"] == "vlad.methods.sdp_plus.SDPPlus"
     assert content["epoch"] == 4  # the published five epochs
-    assert f"vlad test --ckpt_path {fitted}" in capsys.readouterr().out
+    assert f"checkpoint: {checkpoint}" in capsys.readouterr().out
     tested = run("test", "--ckpt_path", str(fitted), "--data.root", ".", "--data.test", "mvtec_ad", method=None)
     config = yaml.safe_load((tested / "test.yaml").read_text())
     assert config["model"]["class_path"] == "vlad.methods.sdp_plus.SDPPlus"
     assert config["model"]["init_args"]["image_size"] == 64
-    assert vlad.load(str(fitted)).image_size == 64
+    assert vlad.load(str(fitted)).method.image_size == 64
     other = run(
         "test",
         "--ckpt_path",
@@ -129,7 +130,7 @@ def test_fit_learns(run):
         "0.01",
     ]
     folder = run("fit", *options, "--trainer.log_every_n_steps", "1", method="sdp_plus")
-    losses = pd.read_csv(folder / "metrics.csv")["train/loss"]
+    losses = pd.read_csv(folder / "metrics.csv")["train/loss"].dropna()
     assert losses.iloc[-1] < 0.8 * losses.iloc[0]
 
 
@@ -227,10 +228,10 @@ def test_two_sets_without_masks_print_dashes_and_reasons(run, capsys):
         write_picture(Path("mri/yes") / f"Y{i}.jpg", seed=i)
         write_picture(Path("mri/no") / f"N{i}.jpg", seed=5 + i)
     sets = "[{name: brain_mri, root: mri}, mvtec_ad]"
-    run("test", "--data.root", ".", "--data.test", sets, "--heatmaps.limit", "1")
+    folder = run("test", "--data.root", ".", "--data.test", sets, "--heatmaps.limit", "1")
     out = capsys.readouterr().out
     assert "- brain_mri: no pixel metrics: no masks" in out
-    assert len(list(Path("runs/sdp/version_0").glob("heatmaps/*/**/*.png"))) == 3
+    assert len(list(folder.glob("heatmaps/*/**/*.png"))) == 3
 
 
 def test_a_tables_rows_and_a_folder_with_masks(run):
@@ -272,7 +273,7 @@ def test_a_method_of_references_alone_predicts_with_a_folder(mvtec, tiny, monkey
     assert main(["predict", photos, *here, *quiet, "--references", "good", "--references.save", "true"]) == 0
     (folder,) = Path("runs/patch_memory").glob("*/predictions.csv")
     scores = pd.read_csv(folder)["image_score"]
-    method = vlad.load(str(folder.parent))
+    method = vlad.load(str(folder.parent)).method
     assert method.memory.categories == ("images/object",)
     from vlad.datamodules import AnomalyDataModule
 

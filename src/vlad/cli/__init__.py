@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -14,10 +15,19 @@ VERBS = {
     "validate": ("evaluate on the validation data", "vlad.cli.lightning:run"),
     "test": ("evaluate on test data: table, scores, heat maps", "vlad.cli.lightning:run"),
     "predict": ("score your own images: CSV and heat maps", "vlad.cli.lightning:run"),
+    "calibrate": ("find from good images what is anomalous: decision.json", "vlad.cli.calibrate:run"),
     "methods": ("list the installed methods", "vlad.cli.listing:methods"),
     "export-weights": ("write what a run has trained as safetensors", "vlad.cli.listing:export"),
     "data": ("list, get, check and index data sets", "vlad.cli.data:run"),
     "datasets": ("list the data sets of the catalogue", "vlad.cli.listing:datasets"),
+}
+
+_RUNS = {"fit", "validate", "test", "predict"}  # verbs of Lightning's command line
+
+# what the machine, and not vlad, is at fault for
+_MENDABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.EEXIST, errno.ELOOP, errno.ESTALE),
 }
 
 USAGE = """usage: vlad VERB [options]      (vlad VERB --help says more)
@@ -25,9 +35,9 @@ USAGE = """usage: vlad VERB [options]      (vlad VERB --help says more)
 {verbs}
 
 examples:
-  vlad predict photos/ --model sdp                       score a folder of images, no training, no labels
-  vlad test --model sdp --data.root data --data.test mvtec_ad
-  vlad fit --config experiments/clip_ad/sdp_plus.yaml
+  vlad predict photos/                                             # score images: no training, no labels
+  vlad test --model sdp --data.root data --data.test mvtec_ad      # measure on a data set
+  vlad fit --model sdp_plus --data.root data --data.train mvtec_ad # train
 
 --version prints the version; VLAD_DEBUG=1 shows tracebacks."""
 
@@ -39,7 +49,29 @@ def _usage() -> str:
 def _short(error: BaseException) -> str:
     """Returns an error's own sentence, without the traceback that a data-loading worker wraps around it."""
     text = str(error)
-    return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip() if "Original Traceback" in text else text
+    if "Original Traceback" in text:
+        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    return " ".join(text.split())
+
+
+def _escape_what_cannot_be_written() -> None:
+    """Makes letters that the terminal's or the pipe's encoding lacks escapes, and no error after the work is done."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # a stream of a test's may have none
+        if reconfigure is not None and getattr(stream, "errors", "") in {"strict", "surrogateescape"}:
+            reconfigure(errors="backslashreplace")
+
+
+def _help(verb: str, arguments: list[str]) -> list[str] | None:
+    """Prints the short help of a verb, or returns the arguments that make the verb print all of its own."""
+    if "--help-all" in arguments:
+        return [*(argument for argument in arguments if argument != "--help-all"), "--help"]
+    if verb in _RUNS and {"-h", "--help"} & set(arguments):
+        from vlad.cli.help import verb_help
+
+        print(verb_help(verb))
+        return None
+    return arguments
 
 
 def main(args: list[str] | None = None) -> int:
@@ -49,10 +81,12 @@ def main(args: list[str] | None = None) -> int:
         args: Arguments after ``vlad``; those of the process by default.
 
     Returns:
-        Exit status: 0, 1 for what the user gave, 2 for a wrong command line.
+        Exit status: 0 all is well; 1 nothing usable, or wrong data; 2 a wrong command line; 3 finished, with error
+        rows; 4 with ``--fail-on-anomaly``, an image is anomalous; 130 stopped by Ctrl+C, 143 by SIGTERM.
     """
-    from vlad.errors import OptionError, VladError, nearest
+    from vlad.errors import nearest
 
+    _escape_what_cannot_be_written()
     arguments = sys.argv[1:] if args is None else args
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(_usage())
@@ -66,9 +100,21 @@ def main(args: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"vlad: no verb '{verb}'; {nearest(verb, VERBS)} (vlad --help)", file=sys.stderr)
         return 2
+    asked = _help(verb, rest)
+    return 0 if asked is None else _run(verb, asked)
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    """Runs a verb; every error that the user can mend becomes one line."""
+    from vlad.cli.signals import Terminated, terminable
+    from vlad.errors import OptionError, VladError
+
     module, function = VERBS[verb][1].split(":")
     try:
-        return getattr(import_module(module), function)([verb, *rest]) or 0
+        with terminable():
+            if verb in _RUNS:
+                import_module("vlad.cli.early").refuse_missing(verb, arguments)
+            return getattr(import_module(module), function)([verb, *arguments]) or 0
     except VladError as error:
         if os.environ.get("VLAD_DEBUG"):
             raise
@@ -80,6 +126,14 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"vlad {verb}: stopped", file=sys.stderr)
         return 130
+    except Terminated:
+        print(f"vlad {verb}: stopped by SIGTERM", file=sys.stderr)
+        return 143
+    except OSError as error:
+        if error.errno not in _MENDABLE or os.environ.get("VLAD_DEBUG"):
+            raise
+        print(f"vlad {verb}: {error.filename or os.getcwd()}: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def command() -> None:

@@ -129,6 +129,7 @@ def _typed(cls: type, section: str, texts: Mapping[str, str]) -> dict[str, Any]:
 def _load(options: argparse.Namespace, settings: Mapping[str, str]) -> tuple[Method, Path | None]:
     """Returns the method, and the run folder it comes from."""
     from vlad.decision.records import run_folder
+    from vlad.encoders.facts import with_image_size
     from vlad.loading import restore
     from vlad.registry import get_method, list_methods
 
@@ -140,7 +141,7 @@ def _load(options: argparse.Namespace, settings: Mapping[str, str]) -> tuple[Met
         method = restore(path, overrides, allow_untrained=options.allow_untrained)
         return method.eval(), run_folder(path)
     cls = get_method(options.method)
-    method = cls(**_typed(cls, "model", settings))
+    method = cls(**with_image_size(cls, _typed(cls, "model", settings)))
     method.allow_untrained = options.allow_untrained
     if method.trains:
         method.refuse_unfit()

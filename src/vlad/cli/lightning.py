@@ -7,140 +7,192 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from vlad.callbacks.evaluator import Evaluator
-from vlad.callbacks.heatmaps import HeatMaps
+from vlad.callbacks.predictions import Predictions
 from vlad.callbacks.record import RunRecord
-from vlad.callbacks.references import References
 from vlad.callbacks.results import Results
 from vlad.checkpoint import hyperparameters, read_checkpoint
-from vlad.cli.names import LOADER, expand_arguments, expand_tree, short_error
-from vlad.datamodules import AnomalyDataModule, Source
-from vlad.errors import VladError
-from vlad.methods.arguments import init_parameters
+from vlad.cli.checks import check_options, check_trainer, tell_limits, trainer_errors
+from vlad.cli.messages import first_sentence
+from vlad.cli.names import LOADER, PARSED_VERB, expand_arguments, expand_tree, given, split_arguments
+from vlad.cli.parser import CALLBACKS, VerbCLI, VladParser
+from vlad.cli.signals import Terminated, graceful
+from vlad.cli.verbs import refuse_foreign
+from vlad.datamodules import AnomalyDataModule
+from vlad.encoders.facts import default_image_size
+from vlad.errors import OptionError, OutputError, VladError
 from vlad.methods.base import Method
 from vlad.published import find_checkpoint
 from vlad.registry import get_method, list_methods, resolve
+from vlad.runs import RunLogger, SaveConfig, data_name
+from vlad.runs.pointers import run_name, slug
 
 __all__ = ["VladCLI", "run"]
 
-
-def _known_options(parsers: Iterable[LightningArgumentParser]) -> set[str]:
-    """Returns every option there is, dotted: the parsers' own, the methods' and the data sources'."""
-    options = {key for parser in parsers for key in parser.get_defaults(skip_validation=True).keys()}  # noqa: SIM118
-    options |= {f"data.test.{field}" for field in Source.__dataclass_fields__}
-    pending: list[type] = [Method]
-    while pending:
-        cls = pending.pop()
-        pending += cls.__subclasses__()
-        options |= {f"model.{name}" for name in init_parameters(cls)}
-    return options
+_DEFAULT = "sdp"  # the method of ``vlad predict`` where none is named: it needs no training and no references
+_NAMED = {"best", "last", "hpc", "registry"}  # checkpoints that Lightning finds by itself
 
 
-class VladParser(LightningArgumentParser):
-    """A parser that says what is wrong in one line, and what was probably meant."""
-
-    family: ClassVar[list[LightningArgumentParser]] = []
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Ends the program with status 2 and one line that names the key and the fix."""
-        if os.environ.get("VLAD_DEBUG") and ex is not None:
-            raise ex
-        print(f"vlad: {short_error(message, _known_options(self.family))}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-class VladCLI(LightningCLI):
+class VladCLI(VerbCLI):
     """LightningCLI for vlad: registered names, one data module, run folders, checkpoints as defaults."""
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the options of metrics, references and heat maps, and passes the seed on to the data."""
-        parser.add_lightning_class_args(Evaluator, "metrics")
-        parser.add_lightning_class_args(References, "references")
-        parser.add_lightning_class_args(HeatMaps, "heatmaps")
-        parser.add_argument(
-            "--allow_untrained",
-            type=bool,
-            default=False,
-            help="Score with a method that was not trained, for experiments.",
-        )
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=lambda seed: seed if type(seed) is int else 0)
+    _folder: RunLogger
+    _limited: str  # what is said where not all is evaluated
+    _sized: bool  # whether the image size was given
+    _chosen: list[str]  # what was chosen in place of the user, told once the options are found sound
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Expands short names, then parses; a checkpoint's method and settings become defaults."""
         VladParser.family = list(self._subcommand_parsers.values())
-        ours = {
-            "fit": {},
-            "test": {"verbose": False},
-            "validate": {"verbose": False},
-            "predict": {"return_predictions": False},
-        }
-        for verb, values in ours.items():
-            self._subcommand_parsers[verb].set_defaults({"weights_only": True, **values})
+        self._sized, self._chosen = True, []
         if isinstance(args, dict | Namespace):
             self.config = parser.parse_object(expand_tree(dict(args)))
             return
         arguments = expand_arguments(sys.argv[1:] if args is None else list(args))
         verb = arguments[0] if arguments else ""
         if verb in self._subcommand_parsers:
-            checkpoint = _option(arguments, "--ckpt_path")
-            if checkpoint and checkpoint not in {"best", "last", "hpc", "registry"}:
-                self._subcommand_parsers[verb].set_defaults({"model": _model_of(checkpoint)})
-        self.config = parser.parse_args(arguments)
+            self._set_defaults(verb, arguments[1:])
+        with _verb(verb):
+            self.config = parser.parse_args(arguments)
+
+    def _set_defaults(self, verb: str, arguments: list[str]) -> None:
+        """Refuses options of other verbs; makes a checkpoint's method, or the usual one, the default."""
+        options, _ = split_arguments(arguments)
+        refuse_foreign(verb, [name.removeprefix("--") for name, _ in options])
+        checkpoint = dict(options).get("--ckpt_path")
+        model: dict[str, Any] = {}
+        if checkpoint and checkpoint not in _NAMED:
+            model = _model_of(checkpoint)
+        elif verb == "predict" and not checkpoint and not given(arguments, "model", "ckpt_path"):
+            model = {"class_path": resolve(_DEFAULT).class_path}
+            self._chosen.append(f"method: {_DEFAULT} (default)")
+        if model:
+            self._subcommand_parsers[verb].set_defaults({"model": model})
+        self._sized = "image_size" in model.get("init_args", {}) or given(arguments, "model.image_size")
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint override the command line; here it is a default."""
 
     def instantiate_classes(self) -> None:
-        """Builds method, data and trainer; an error of ours is raised bare, not in jsonargparse's wrapping."""
-        try:
+        """Builds data, method and trainer, in this order: what is wrong with the data is told before weights load."""
+        config = self.config[self.subcommand]
+        with _bare_errors():
+            for section in self._parser(self.subcommand).callback_keys:
+                CALLBACKS[section](**config[section].as_dict())  # wrong settings are refused here
+            data = AnomalyDataModule(**config.data.as_dict())
+            data.look(str(self.subcommand))
+            self._folder = self._run_logger(config)
+            for line in self._chosen:
+                _say(line)
+            self.parser.add_instantiator(lambda *_, **__: data, AnomalyDataModule, subclasses=False)
             super().instantiate_classes()
-        except ValueError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, VladError):
-                cause = cause.__cause__
-            raise cause or error from None
-        self.model.allow_untrained = bool(self.config[self.subcommand].allow_untrained)
+        self.model.allow_untrained = bool(config.get("allow_untrained"))
         if self.subcommand == "fit":
             self.model.refuse_training_free()
         self.datamodule.require(self.model.requirements)
 
+    def _run_logger(self, config: Namespace) -> RunLogger:
+        """Returns the logger that owns the run folder; a folder that cannot be is refused."""
+        verb = str(self.subcommand)
+        names = [name for name in list_methods() if resolve(name).class_path == config.model.class_path]
+        data = data_name(config.data.get({"fit": "train", "validate": "val"}.get(verb, verb)))
+        return RunLogger(
+            root=config.trainer.default_root_dir or "runs",
+            method=names[0] if names else get_method(config.model.class_path).__name__,
+            name=run_name(verb, data or slug(config.data.get("split_protocol") or "")),
+            output=config.get("output"),
+            resumes=verb == "predict",
+            log=config.trainer.logger is not False,
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer; the first of its loggers owns the run folder, whatever else logs there."""
+        verb, config = str(self.subcommand), self.config[self.subcommand]
+        chosen = self.config_init[verb].trainer.logger
+        others = chosen if isinstance(chosen, list) else [chosen]
+        kept = [one for one in others if one is not None and not isinstance(one, bool)]
+        kwargs = {"logger": [self._folder, *kept], **kwargs}
+        if verb == "predict":  # its own progress tells images a second
+            predictions = next(one for one in self.trainer_defaults["callbacks"] if isinstance(one, Predictions))
+            predictions.progress = config.trainer.enable_progress_bar is not False
+            kwargs = {"enable_progress_bar": False, **kwargs}
+        with trainer_errors(config.trainer.as_dict()):
+            return super().instantiate_trainer(**kwargs)
+
     def before_instantiate_classes(self) -> None:
-        """Chooses the run folder, the config's file name and the published number of epochs."""
-        verb = self.subcommand
+        """Chooses the config's file name, the checkpoint and the published number of epochs."""
+        verb = str(self.subcommand)
         config = self.config[verb]
         self.save_config_kwargs = {"config_filename": f"{verb}.yaml", "overwrite": True}
         method = get_method(config.model.class_path)
-        if config.trainer.logger in (None, True):
-            root = config.trainer.default_root_dir or "runs"
-            names = [name for name in list_methods() if resolve(name).class_path == config.model.class_path]
-            name = names[0] if names else method.__name__
-            config.trainer.logger = Namespace(
-                class_path="lightning.pytorch.loggers.CSVLogger",
-                init_args=Namespace(
-                    save_dir=str(root), name=name, version=None, prefix="", flush_logs_every_n_steps=100
-                ),
-            )
+        self._choose_image_size(method, config)
+        check_options(verb, config)
+        check_trainer(config.trainer.as_dict())
         if verb == "fit" and method.epochs and config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = method.epochs
         if config.get("ckpt_path") and Path(config.ckpt_path).exists():
             config.ckpt_path = str(find_checkpoint(config.ckpt_path))
+        self._limited = tell_limits(verb, config)
+        self._chosen += [self._limited] if self._limited else []
+
+    def _choose_image_size(self, method: type[Method], config: Namespace) -> None:
+        """Takes the encoder's own image size where none was given and the method's does not suit the encoder."""
+        settings = config.model.get("init_args") or Namespace()
+        size = None if self._sized else default_image_size(method, settings.as_dict())
+        if size is not None:
+            settings.image_size = size
+            self._chosen.append(f"image_size: {size} (of {settings.backbone})")
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        ours = {"predict": {"return_predictions": False}, "test": {"verbose": False}, "validate": {"verbose": False}}
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True, **ours.get(subcommand, {})}
+
+    @property
+    def status(self) -> int:
+        """The exit status of the run: 0, or what the callback that knows the predictions says."""
+        if self.subcommand != "predict" or not self.trainer.is_global_zero or "nothing is" in self._limited:
+            return 0  # a process beside the first that ended otherwise would end all of them
+        fail = bool(self.config[self.subcommand].get("fail_on_anomaly"))
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        says = [callback.exit_status for callback in callbacks if hasattr(callback, "exit_status")]
+        return int(says[0](fail)) if says else 0
 
 
-def _option(arguments: list[str], name: str) -> str | None:
-    """Returns the value of ``--name value`` or ``--name=value``."""
-    for position, argument in enumerate(arguments):
-        if argument == name and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(f"{name}="):
-            return argument.partition("=")[2]
-    return None
+def _say(text: str) -> None:
+    """Prints a line, once for all processes."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, flush=True)
+
+
+@contextmanager
+def _verb(verb: str) -> Iterator[None]:
+    """Tells the loader of configs which verb reads them."""
+    token = PARSED_VERB.set(verb)
+    try:
+        yield
+    finally:
+        PARSED_VERB.reset(token)
+
+
+@contextmanager
+def _bare_errors() -> Iterator[None]:
+    """Raises an error of ours bare, not in jsonargparse's wrapping."""
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, VladError):
+            cause = cause.__cause__
+        raise cause or error from None
 
 
 def _model_of(checkpoint: str) -> dict[str, Any]:
@@ -163,6 +215,8 @@ def _quiet() -> None:
         r".*`seed_everything`.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*using `DistributedSampler` with the dataloaders.*",  # padding is left out of the metrics
+        r".*predict returned None.*",  # no image of a batch could be read
+        r".*Total length of `DataLoader` across ranks is zero.*",  # all is scored already
         r".*You defined a `validation_step` but have no `val_dataloader`.*",
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -181,24 +235,56 @@ def _leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turns errors of Lightning and torch that the user can mend into one line."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise OptionError(first_sentence(error)) from error
+    except RuntimeError as error:
+        text = first_sentence(error)
+        if "out of memory" in text.lower() or "can't allocate memory" in text:
+            raise OptionError(f"out of memory: give a smaller --data.batch_size ({text})") from error
+        if "PytorchStreamWriter" in text or "No space left" in text:
+            raise OutputError(f"a checkpoint cannot be written: {text}; free some space, or give --output") from error
+        raise
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Runs a verb of LightningCLI.
 
     Args:
         arguments: The verb and its options.
+
+    Returns:
+        Exit status: 0 all is well, 1 nothing usable, 3 with error rows, 4 anomalous with ``--fail-on-anomaly``, 130 and
+        143 stopped.
     """
     if not os.environ.get("VLAD_DEBUG"):
         _quiet()
-    VladCLI(
-        Method,
-        AnomalyDataModule,
-        subclass_mode_model=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        parser_class=VladParser,
-        parser_kwargs={"parser_mode": LOADER},
-        trainer_defaults={"callbacks": [Results(), RunRecord(["vlad", *(arguments or sys.argv[1:])])]},
-        args=arguments,
-    )
+    command = sys.argv[1:] if arguments is None else arguments
+    verb = command[0] if command else ""
+    try:
+        with _plain_errors(), graceful(verb == "fit"):
+            cli = VladCLI(
+                Method,
+                AnomalyDataModule,
+                verb=verb,
+                subclass_mode_model=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                parser_class=VladParser,
+                save_config_callback=SaveConfig,
+                parser_kwargs={"parser_mode": LOADER},
+                trainer_defaults={"callbacks": [Results(), Predictions(), RunRecord(["vlad", *command])]},
+                args=arguments,
+            )
+    except SIGTERMException:  # Lightning's own, at the end of a batch
+        raise Terminated from None
+    except SystemExit as stop:  # Lightning's, after Ctrl+C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     _leave_processes()
-    return 0
+    return cli.status

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import get_loader, set_loader
 
-from vlad.errors import OptionError, nearest
+from vlad.cli.loggers import expand_logger, expand_logger_text
+from vlad.cli.values import keep_text
+from vlad.cli.verbs import drop_foreign
+from vlad.errors import OptionError
 from vlad.migrate import RENAMED
-from vlad.registry import canonical, discover, get_method, list_methods, resolve
+from vlad.registry import canonical, discover, get_method, resolve
 
-__all__ = ["LOADER", "expand_arguments", "expand_tree", "short_error"]
+__all__ = ["LOADER", "PARSED_VERB", "expand_arguments", "expand_tree", "given", "split_arguments"]
 
 LOADER = "vlad"
-_SHORT = {"--references": "--data.references", "--shots": "--data.shots"}
-_FLAGS = {"--allow-untrained": "--allow_untrained", "--allow-overlap": "--data.allow_overlap"}
+PARSED_VERB: ContextVar[str] = ContextVar("PARSED_VERB", default="")  # what belongs to other verbs is left out
+SHORT = {
+    "-c": "--config",
+    "--references": "--data.references",
+    "--shots": "--data.shots",
+    "--class-name": "--data.class_name",
+    "--max-pixels": "--data.max_pixels",
+    "-o": "--output",
+    "--decision": "--decisions.decision",
+    "--maps": "--maps.format",
+}
+FLAGS = {
+    "--allow-untrained": "--allow_untrained",
+    "--allow-overlap": "--data.allow_overlap",
+    "--fail-on-anomaly": "--fail_on_anomaly",
+}
+_ALONE = {"-h", "--help", "--print_config"}  # options without a value
+_MANY = {"--references", *(f"--data.{name}" for name in ("references", "predict", "train", "val", "test"))}
 _RESERVED = {"class_path", "init_args", "dict_kwargs"}
+_SECTIONS = ("data", "trainer", "metrics", "heatmaps")
 
 
 def class_path(name: str) -> str:
@@ -55,89 +76,120 @@ def expand_tree(tree: Any) -> Any:
         return _expand_section(tree)
     expanded = dict(tree)
     for key, value in tree.items():
+        if key in _SECTIONS and not isinstance(value, dict | str | None):
+            raise OptionError(f"{key} must be a mapping of options, not {value!r}")
         if key == "model":
             expanded[key] = _expand_section(value)
+        elif key == "trainer" and isinstance(value, dict) and "logger" in value:
+            expanded[key] = {**value, "logger": expand_logger(value["logger"])}
         elif key in {"fit", "validate", "test", "predict"}:
             expanded[key] = expand_tree(value)
     return expanded
 
 
 def _load(text: str) -> Any:
-    return expand_tree(get_loader("yaml")(text))
+    tree = expand_tree(keep_text(get_loader("yaml")(text), text))
+    return drop_foreign(PARSED_VERB.get(), tree) if PARSED_VERB.get() else tree
 
 
-def _settings_last(arguments: list[str]) -> list[str]:
-    """Moves ``--model.x value`` behind ``--model`` and ``--config``, which jsonargparse must see first."""
-    first: list[str] = []
-    last: list[str] = []
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        name, equals, _ = argument.partition("=")
-        setting = name.startswith("--model.") and name not in {"--model.class_path", "--model.help"}
-        paired = (
-            setting and not equals and position + 1 < len(arguments) and not arguments[position + 1].startswith("--")
-        )
-        (last if setting else first).extend(arguments[position : position + 1 + paired])
-        position += 1 + paired
-    return first + last
+def split_arguments(arguments: list[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
+    """Splits what follows the verb into options, each with its value or None, and plain words.
+
+    An option that takes several paths takes all words up to the next option, as a shell's pattern gives them.
+
+    Examples:
+        >>> split_arguments(["photos/", "--model", "sdp", "--data.seed=1", "--help"])
+        ([('--model', 'sdp'), ('--data.seed', '1'), ('--help', None)], ['photos/'])
+    """
+    options: list[tuple[str, str | None]] = []
+    words: list[str] = []
+    values: list[str] = []  # of the option before
+    most = 0  # values that it still takes
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if argument == "--":  # only words follow
+            return options, words + arguments[position + 1 :]
+        if name.startswith("--") or (name in {"-c", "-o", "-h"} and not most):
+            options.append((name, value if equals else None))
+            alone = equals or name in _ALONE or name in FLAGS
+            values, most = [], 0 if alone else len(arguments) if name in _MANY else 1
+        elif most:
+            values, most = [*values, argument], most - 1
+            options[-1] = (options[-1][0], values[0] if len(values) == 1 else json.dumps(values))
+        else:
+            words.append(argument)
+    return options, words
 
 
 def expand_arguments(arguments: list[str]) -> list[str]:
-    """Rewrites a command line: method names, the order of a method's settings, images after ``predict``."""
-    expanded = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
+    """Rewrites a command line: method names, the order of a method's settings, images after ``predict``.
+
+    Raises:
+        OptionError: An option of a former name, or a word that belongs to no option.
+        RegistryError: A method that is not registered, or whose plug-in fails to import.
+    """
+    verb, (options, words) = arguments[:1], split_arguments(arguments[1:])
+    if verb == ["predict"] and words:
+        words += [value for name, value in options if name == "--data.predict" and value]
+        options = [(name, value) for name, value in options if name != "--data.predict"]
+    first: list[str] = []
+    last: list[str] = []  # --model.x must come after --model and --config
+    for name, value in options:
         renamed = RENAMED.get(name.removeprefix("--"))
         if name.startswith(("--data.", "--metrics.")) and renamed:  # a method may have an option of a former name
             raise OptionError(f"the option {name.removeprefix('--')} is called {renamed} now")
-        if name in _FLAGS and not equals:
-            expanded += [_FLAGS[name], "true"]
-        else:
-            expanded.append(_SHORT.get(name, name) + equals + value)
-    for position, argument in enumerate(expanded):
-        name, equals, value = argument.partition("=")
-        if name not in {"--model", "--model.class_path", "--model.help"}:
-            continue
-        if equals:
-            expanded[position] = f"{name}={class_path(value)}"
-        elif position + 1 < len(expanded) and not expanded[position + 1].startswith("-"):
-            following = expanded[position + 1]
-            expanded[position + 1] = following if Path(following).is_file() else class_path(following)
-    expanded = _settings_last(expanded)
-    if expanded[:1] == ["predict"]:
-        end = 1
-        while end < len(expanded) and not expanded[end].startswith("-"):
-            end += 1
-        if end > 1:
-            paths = [part for path in expanded[1:end] for part in ("--data.predict+", path)]
-            expanded[1:end] = paths
-    return expanded
+        name, value = (FLAGS[name], value or "true") if name in FLAGS else (SHORT.get(name, name), value)
+        if name in {"--model", "--model.class_path", "--model.help"} and value is not None:
+            value = value if name == "--model" and Path(value).is_file() else class_path(value)
+        if name == "--trainer.logger" and value is not None:
+            value = expand_logger_text(value)
+        setting = name.startswith("--model.") and name not in {"--model.class_path", "--model.help"}
+        (last if setting else first).extend([name] if value is None else [f"{name}={value}"])
+    if words and verb != ["predict"]:
+        raise OptionError(
+            f"'{words[0]}' belongs to no option" + (f"; give --data.test {words[0]}" if verb == ["test"] else "")
+        )
+    images = ["--data.predict=" + (json.dumps(words) if len(words) > 1 else words[0])] if words else []
+    return [*verb, *images, *first, *last]
 
 
-def short_error(message: str, known: Iterable[str]) -> str:
-    """Returns jsonargparse's error in one line, with the nearest option names or the methods to choose from.
+def given(arguments: list[str], *keys: str) -> bool:
+    """Whether a command line, or a config that it names, gives one of some options (``model``, ``model.x``, …).
 
     Args:
-        message: The error as jsonargparse words it.
-        known: All options, dotted.
+        arguments: The command line after the verb, as :func:`expand_arguments` returns it.
+        *keys: Dotted options.
     """
-    text = re.sub(r"\s+", " ", message).strip()
-    if re.search(r"arguments are required: \w*\.?model$", text):
-        return f"no method is named: give --model NAME or model: in the config ({', '.join(list_methods())})"
-    wrong = re.search(r"[Oo]ption '([\w.]+)'(?: is not accepted|$)|unrecognized arguments: --([\w.]+)", text)
-    if wrong is None:
-        return text
-    name = wrong.group(1) or wrong.group(2)
-    renamed = {
-        old: new for old, new in RENAMED.items() if old == name or ("." not in name and old.endswith(f".{name}"))
-    }
-    if renamed:
-        old, new = next(iter(renamed.items()))
-        return f"the option {old} is called {new} now"
-    words = set(known) if "." in name else {option.rpartition(".")[2] for option in known}
-    text = re.sub(r"Subcommand '\w+' does not accept option", "no option", text)
-    return f"{text}; {nearest(name, words)}"
+    for name, value in split_arguments(arguments)[0]:
+        option = name.removeprefix("--").replace(".init_args.", ".")
+        if option in keys or (option == "model.class_path" and "model" in keys):
+            return True
+        if name in {"--config", "-c"} and value and _holds(_read(value), keys):
+            return True
+        if name == "--model" and value and Path(value).is_file() and _holds({"model": _read(value)}, keys):
+            return True
+    return False
+
+
+def _read(file: str) -> Any:
+    """Returns what a config holds, as far as it can be read; jsonargparse complains of the rest."""
+    try:
+        return _load(Path(file).read_text(encoding="utf-8"))
+    except Exception:  # no file, no YAML, an unknown method
+        return {}
+
+
+def _holds(tree: Any, keys: tuple[str, ...]) -> bool:
+    if not isinstance(tree, dict):
+        return False
+    for key in keys:
+        section, _, name = key.partition(".")
+        value = tree.get(section)
+        if value is None:
+            continue
+        if not name or (isinstance(value, dict) and (name in value or name in (value.get("init_args") or {}))):
+            return True
+    return False
 
 
 set_loader(LOADER, _load, exceptions=(Exception,))
