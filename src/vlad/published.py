@@ -1,17 +1,20 @@
-"""Weights that methods' authors have published: by name, fetched from the Hugging Face hub, checked."""
+"""Weights that methods' authors have published: by name, fetched from the Hugging Face hub or a repository, checked."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlad.errors import WeightsError, nearest
+from vlad.files import cache_folder, write_atomic
 from vlad.runs.pointers import LATEST, checkpoint_of, resolve_run
 
-__all__ = ["Published", "find_checkpoint", "locate"]
+__all__ = ["InRepository", "Published", "find_checkpoint", "locate"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,59 @@ class Published:
                 "on the way or has been replaced; remove it and try again"
             )
         return Path(found)
+
+
+@dataclass(frozen=True)
+class InRepository(Published):
+    """A weights file that a method's authors have committed to a public GitHub repository.
+
+    Attributes:
+        sha256: Not known of such a file, "": ``blob`` takes its place.
+        commit: The commit that is read, in full.
+        blob: Git's own name of the file's content at that commit: the SHA-1 of its size and content.
+    """
+
+    kind: str = "github"
+    commit: str = ""
+    blob: str = ""
+
+    @property
+    def url(self) -> str:
+        """Where the file itself is."""
+        host = os.environ.get("VLAD_GITHUB_RAW") or "https://raw.githubusercontent.com"
+        return f"{host}/{self.repo}/{self.commit}/{self.file}"
+
+    def fetch(self) -> Path:
+        """Returns the file, from vlad's cache where it is, else downloaded; its content is the one committed.
+
+        Raises:
+            WeightsError: It cannot be had, or is another file than committed.
+        """
+        target = cache_folder() / "weights" / self.repo / self.commit[:12] / self.file
+        if target.is_file() and self._is_committed(target.read_bytes()):
+            return target
+        try:
+            with urllib.request.urlopen(self.url, timeout=60) as response:
+                content = response.read()
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            raise WeightsError(
+                f"cannot download {self.url}: {getattr(error, 'reason', None) or error}. Download it by hand and give "
+                f"the file: weights: {Path(self.file).name}"
+            ) from error
+        if not self._is_committed(content):
+            raise WeightsError(
+                f"what {self.url} sends is not the file that was committed there (git blob {self.blob}): it was "
+                "damaged on the way; try again, or download it by hand"
+            )
+
+        def write(partial: Path) -> None:
+            partial.write_bytes(content)
+
+        return write_atomic(target, write)
+
+    def _is_committed(self, content: bytes) -> bool:
+        named = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+        return named.hexdigest() == self.blob
 
 
 def locate(name: str | Path, published: Mapping[str, Published]) -> Path:
