@@ -13,6 +13,7 @@ from torch import nn
 
 import vlad
 from vlad.cli import main
+from vlad.decision import Decision, find_decision
 from vlad.errors import WeightsError
 from vlad.memory import nearest_distance
 from vlad.methods.base import Method
@@ -176,6 +177,23 @@ def test_exported_weights_hold_everything(method, tmp_path, capsys):
             assert torch.equal(loaded.score(images, ["bottle"]).anomaly_map, expected)
     assert main(["export-weights", str(run), "-o", str(tmp_path / "x.pth")]) == 1
     assert "ending in .safetensors" in capsys.readouterr().err
+
+
+def test_exported_weights_keep_a_decision(method, tmp_path, capsys):
+    run = save_run(method, tmp_path / "run")
+    plain, target = tmp_path / "plain.safetensors", tmp_path / "decided.safetensors"
+    assert main(["export-weights", str(run), "-o", str(plain)]) == 0
+    assert find_decision(plain) is None
+    Decision.number(0.25).save(tmp_path / "d.json")
+    assert main(["export-weights", str(run), "-o", str(target), "--decision", str(tmp_path / "d.json")]) == 0
+    assert "with the decision of" in capsys.readouterr().out
+    assert Decision.load(find_decision(target)).default.threshold == 0.25
+    assert vlad.load(target).decision.default.threshold == 0.25
+    Decision.number(0.5).save(run / "decision.json")  # the run's own
+    assert main(["export-weights", str(run), "-o", str(target)]) == 0
+    assert vlad.load(target).decision.default.threshold == 0.5
+    assert main(["export-weights", str(run), "-o", str(target), "--decision", str(run / "fit.yaml")]) == 1
+    assert vlad.load(target).decision.default.threshold == 0.5  # what was there stays
 
 
 # -- what was fitted -----------------------------------------------------------------------------------------

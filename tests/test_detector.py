@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+import tempfile
 import threading
 import weakref
 from pathlib import Path
@@ -71,9 +72,8 @@ def predicted(method, **data):
             batches.append((batch, outputs))
             failed.update(dict(batch["failed"]))
 
-    Trainer(callbacks=[Keep()], enable_model_summary=False, **options).predict(
-        method, datamodule=module, return_predictions=False
-    )
+    options |= {"default_root_dir": tempfile.mkdtemp(), "enable_model_summary": False}
+    Trainer(callbacks=[Keep()], **options).predict(method, datamodule=module, return_predictions=False)
     found = {}
     for batch, outputs in batches:
         for place, path in enumerate(batch.get("path", [])):

@@ -148,12 +148,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return migrate_checkpoint(content)
 
 
-def export_weights(source: str | Path, target: str | Path) -> Path:
+def export_weights(source: str | Path, target: str | Path, decision: str = "") -> Path:
     """Writes what a run has trained and fitted as safetensors, with its method, hyper-parameters and encoder inside.
 
     Args:
         source: A run folder or one of vlad's checkpoints.
         target: File ending in ``.safetensors``.
+        decision: Content of a decision file to keep beside the weights; "" for none.
 
     Returns:
         The file, which ``weights:`` and :func:`vlad.load` take.
@@ -169,7 +170,8 @@ def export_weights(source: str | Path, target: str | Path) -> Path:
     checkpoint = read_checkpoint(source)
     tensors = {key: value.contiguous() for key, value in _fitted(checkpoint["state_dict"]).items()}
     about = {"vlad": dict(checkpoint["vlad"]), "hyper_parameters": hyperparameters(checkpoint)}
-    return write_atomic(target, lambda partial: save_file(tensors, partial, {"vlad": json.dumps(about)}))
+    metadata = {"vlad": json.dumps(about), **({"decision": decision} if decision else {})}
+    return write_atomic(target, lambda partial: save_file(tensors, partial, metadata))
 
 
 def hyperparameters(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,14 +102,12 @@ def _run_of(name: str | Path) -> Path | None:
 
 def _build(name: str, arguments: dict[str, Any], allow_untrained: bool) -> Method:
     """Builds a method; where no image size is given and its own does not suit the encoder, at the encoder's."""
+    from vlad.encoders.facts import with_image_size
     from vlad.methods.arguments import check_known
-
-    from vlad.encoders.facts import default_image_size
 
     cls = get_method(name)
     check_known(cls, arguments)
-    size = None if "image_size" in arguments else default_image_size(cls, arguments)
-    method = cls(**(arguments if size is None else {**arguments, "image_size": size}))
+    method = cls(**with_image_size(cls, arguments))
     method.allow_untrained = allow_untrained
     if method.trains:
         method.refuse_unfit()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 __all__ = ["main"]
@@ -104,6 +107,18 @@ def main(args: list[str] | None = None) -> int:
     return 0 if asked is None else _run(verb, asked)
 
 
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Writes a warning as one line, without the place in the code that it comes from."""
+    before = warnings.formatwarning
+    if not os.environ.get("VLAD_DEBUG"):
+        warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def _run(verb: str, arguments: list[str]) -> int:
     """Runs a verb; every error that the user can mend becomes one line."""
     from vlad.cli.signals import Terminated, terminable
@@ -111,7 +126,7 @@ def _run(verb: str, arguments: list[str]) -> int:
 
     module, function = VERBS[verb][1].split(":")
     try:
-        with terminable():
+        with terminable(), _short_warnings():
             if verb in _RUNS:
                 import_module("vlad.cli.early").refuse_missing(verb, arguments)
             return getattr(import_module(module), function)([verb, *arguments]) or 0

@@ -74,10 +74,18 @@ def export(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="vlad export-weights", description="Write what a run has trained to a file.")
     parser.add_argument("run", help="run folder or checkpoint")
     parser.add_argument("-o", "--output", required=True, help="file ending in .safetensors")
+    parser.add_argument("--decision", help="decision file to keep in it; by default the run's own decision.json")
     options = parser.parse_args(arguments[1:])
-    from vlad.checkpoint import export_weights
+    from pathlib import Path
 
-    print(f"written to {export_weights(options.run, options.output)}")
+    from vlad.checkpoint import export_weights
+    from vlad.decision import Decision, find_decision
+
+    file = options.decision or find_decision(options.run)
+    decision = Decision.load(file).to_json() if file else ""
+    print(f"written to {export_weights(options.run, Path(options.output), decision)}")
+    if file:
+        print(f"with the decision of {file}")
     return 0
 
 

@@ -171,7 +171,7 @@ class _Walk:
                 continue
             if not self._is_new((status.st_dev, status.st_ino), relative, above):
                 continue
-            if relative and _RUN <= {entry.name for entry in entries}:
+            if relative and {entry.name for entry in entries} >= _RUN:
                 self._ignore("run folders of vlad", relative)
                 continue
             below = above | {(status.st_dev, status.st_ino)}

@@ -13,7 +13,7 @@ from vlad.decision.rules import Decision, Kind, ReferenceRecord, Rule
 from vlad.errors import DecisionError
 from vlad.files import write_json
 
-__all__ = ["FORMAT", "find_decision", "read_decision", "write_decision"]
+__all__ = ["FORMAT", "find_decision", "plain_decision", "read_decision", "write_decision"]
 
 FORMAT = 1
 """Version of the file; changes when an older vlad could misread it."""
@@ -22,14 +22,31 @@ _LIMIT = 256 << 20  # bytes; a million images need a third of it
 
 
 def find_decision(run: str | Path | None) -> Path | None:
-    """Returns the decision file of a run: of a run folder, or of the run folder that a checkpoint lies in."""
+    """Returns where the decision of a run is: its ``decision.json``, or the exported weights that hold one.
+
+    Args:
+        run: A run folder, a checkpoint in one, or a file of ``vlad export-weights``.
+    """
     if not run:
         return None
     path = Path(run)
+    if path.suffix == ".safetensors":
+        return path if path.is_file() and _exported(path) else None
     if not path.is_dir() and path.parent.name != "checkpoints":
         return None
     file = (path if path.is_dir() else path.parent.parent) / "decision.json"
     return file if file.is_file() else None
+
+
+def _exported(path: Path) -> str:
+    """Returns the decision that exported weights hold, as text; "" for none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("decision", "")
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def write_decision(decision: Decision, path: Path) -> Path:
@@ -38,7 +55,15 @@ def write_decision(decision: Decision, path: Path) -> Path:
     Raises:
         DecisionError: A value is not finite.
     """
-    content = {
+    try:
+        return write_json(path, plain_decision(decision))
+    except ValueError as error:
+        raise DecisionError(f"the decision cannot be written to {path}: {error}") from error
+
+
+def plain_decision(decision: Decision) -> dict[str, Any]:
+    """Returns a decision as JSON values, the content of its file."""
+    return {
         "format": FORMAT,
         "vlad": decision.version,
         "created": decision.created,
@@ -51,10 +76,6 @@ def write_decision(decision: Decision, path: Path) -> Path:
         "categories": {name: _plain(rule) for name, rule in decision.rules.items()},
         "default": None if decision.default is None else _plain(decision.default),
     }
-    try:
-        return write_json(path, content)
-    except ValueError as error:
-        raise DecisionError(f"the decision cannot be written to {path}: {error}") from error
 
 
 def _plain(rule: Rule) -> dict[str, Any]:
@@ -87,9 +108,13 @@ def read_decision(path: Path) -> Decision:
             if found is None:
                 raise DecisionError(f"folder {path} holds no decision.json; make one with vlad calibrate")
             path = found
-        if path.stat().st_size > _LIMIT or not path.is_file():
+        if path.suffix == ".safetensors":
+            text: str | bytes = _exported(path)
+        elif path.stat().st_size > _LIMIT or not path.is_file():
             raise _WrongError("it is no JSON file of a fitting size")
-        return _decision(json.loads(path.read_bytes(), parse_constant=_no_constant), path)
+        else:
+            text = path.read_bytes()
+        return _decision(json.loads(text, parse_constant=_no_constant), path)
     except FileNotFoundError:
         raise DecisionError(
             f"decision {path} is neither a number nor a file; make one with: vlad calibrate RUN_OR_METHOD good/ "

@@ -150,6 +150,12 @@ class Decision:
 
         return write_decision(self, Path(path))
 
+    def to_json(self) -> str:
+        """Returns the content of its file."""
+        from vlad.decision.file import plain_decision
+
+        return json.dumps(plain_decision(self), allow_nan=False)
+
     # -- does it belong to what is scored? ---------------------------------------------------------------------
 
     def check(

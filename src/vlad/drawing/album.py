@@ -234,7 +234,8 @@ class Album:
             kept = {row["name"]: row for row in self._panels() if row["name"] in set(chosen)}
             panels = [{part: kept[name][part] for part in ("name", "set", "label", "score")} for name in chosen]
             sheet = draw_contact_sheet([Image.open(self._picture(name)) for name in chosen])
-            write_atomic(self.heatmaps / "contact_sheet.jpg", lambda partial: sheet.save(partial, format="JPEG", quality=92))
+            target = self.heatmaps / "contact_sheet.jpg"
+            write_atomic(target, lambda partial: sheet.save(partial, format="JPEG", quality=92))
             write_json(self.heatmaps / "contact_sheet.json", {"panels": panels})
         shutil.rmtree(self.parts, ignore_errors=True)
         with suppress(OSError):  # others' parts stay
