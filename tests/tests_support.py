@@ -20,6 +20,7 @@ SMALL = {  # settings of a method that fit the tiny CLIP: four blocks in the ima
     "april_gan": {"layers": [2, 4]},
     "clip_ada": {"layers": [2, 4], "full_size": 96, "sigma": 2.0},
     "patch_memory": {"layers": [2, 4]},
+    "winclip": {},
 }
 GOLDENS: list["Golden"] = []  # for the summary of deviations at the end of a run
 

@@ -1,5 +1,6 @@
 """Bad input ends in one short line that names the culprit and the fix; no traceback unless asked for."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_unreadable_image(fails):
 def test_mask_of_another_size(fails):
     write_mask(Path("mvtec_ad/bottle/ground_truth/broken/001_mask.png"), size=(20, 21))
     err = fails("test", *DATA)
-    assert "001_mask.png: 20x21 pixels, its image" in err
+    assert re.search(r"001_mask.png.* 20x21 pixels, its image", err)
 
 
 def test_empty_category(fails):

@@ -85,7 +85,8 @@ def test_an_error_in_a_process_is_one_line(vlad, tiny, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith("vlad test: 1 file cannot be used; replace or remove: mvtec_ad/bottle/test/good/001.png: ")
+    assert line.startswith("vlad test: 1 file cannot be used")
+    assert "mvtec_ad/bottle/test/good/001.png" in line
 
 
 def test_help_and_print_config(vlad, tiny):

@@ -351,7 +351,7 @@ def test_a_checkpoint_knows_what_was_read_off_the_file(tiny, tmp_path):
     torch.save(file, tmp_path / "static.pth")
     method = AdaCLIP(tiny, None, 64, weights=str(tmp_path / "static.pth"))
     run = save_run(method, tmp_path / "run")
-    restored = vlad.load(run)
+    restored = vlad.load(run).method
     assert (restored.prompt_type, restored.depth, restored.length) == ("S", 2, 3)
     assert torch.equal(restored.text_static["block_2"], method.text_static["block_2"])
 

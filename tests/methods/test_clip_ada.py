@@ -333,7 +333,7 @@ def test_a_checkpoint_comes_back(tiny, tmp_path, batch):
         method.refinement.last.bias.add_(0.5)
     method.origin = "fit"
     run = save_run(method, tmp_path / "run")
-    restored = vlad.load(run)
+    restored = vlad.load(run).method
     assert isinstance(restored.how, Head)
     assert restored.losses == Losses("focal")
     with torch.no_grad():

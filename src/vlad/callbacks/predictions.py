@@ -294,4 +294,3 @@ def _state(path: str, before: FileState) -> FileState:
         except DataError:
             pass
     return FileState(size, mtime_ns, "", True)
-
