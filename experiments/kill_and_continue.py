@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def main() -> int:
         return 1
     seconds = time.monotonic() - began
     print(f"uninterrupted: {seconds:.1f} s, {rows_in(work / 'whole')} rows")
-    draw, kills = random.Random(options.seed), 0
+    draw, kills, total = random.Random(options.seed), 0, rows_in(work / "whole")
     while kills < options.kills:
         run = start(work, "killed", options.processes)
         moment = draw.uniform(0, seconds)
@@ -75,24 +76,22 @@ def main() -> int:
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()
             kills += 1
-            print(f"killed after {moment:5.1f} s: {rows_in(work / 'killed')} rows")
-            continue
-        print(f"finished after {moment:5.1f} s at the latest, with status {run.returncode}; starting over", flush=True)
-        done = compare(work)
-        if done:
-            return done
-        subprocess.run(["rm", "-r", str(work / "killed")], check=True)
-    status = start(work, "killed", options.processes).wait()
-    print(f"continued to the end: status {status}")
-    return compare(work)
+            print(f"kill {kills} after {moment:5.1f} s: {rows_in(work / 'killed')} rows", flush=True)
+        if kills == options.kills or run.returncode == 3 or rows_in(work / "killed") == total:
+            status = start(work, "killed", options.processes).wait()  # nothing is left but what is to be drawn
+            if compare(work, status):
+                return 1
+            shutil.rmtree(work / "killed")
+    return 0
 
 
-def compare(work: Path) -> int:
-    """Returns 0 where the tables agree."""
+def compare(work: Path, status: int) -> int:
+    """Returns 0 where the tables agree and as many heat maps are there."""
     one, other = ((work / name / "predictions.csv").read_bytes() for name in ("whole", "killed"))
-    rows = len(one.splitlines()) - 1
-    print(f"tables agree byte for byte: {one == other} ({rows} rows)", flush=True)
-    return int(one != other)
+    drawn = [sum(1 for _ in (work / name / "heatmaps").rglob("*.png")) for name in ("whole", "killed")]
+    print(f"continued to the end, status {status}: tables agree byte for byte: {one == other}, "
+          f"{drawn[1]} of {drawn[0]} heat maps", flush=True)  # fmt: skip
+    return int(one != other or drawn[0] != drawn[1])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from vlad.cli import main
+from vlad.errors import OptionError
 
 MODEL = ["--model", "sdp", "--model.backbone", "vlad-tiny"]
 PARTS = ["--data.test", "mvtec_ad/bottle/"]
@@ -171,3 +172,31 @@ def test_a_class_name_survives_command_line_and_config(mvtec, monkeypatch, capsy
         with pytest.raises(SystemExit):
             main(["predict", "--config", "printed.yaml", "--print_config"])
         Path("printed.yaml").write_text(capsys.readouterr().out)
+
+
+def test_the_same_from_python():
+    from vlad import AnomalyDataModule, load
+    from vlad.errors import MethodError
+
+    assert AnomalyDataModule(categories="bottle").selection.categories == ["bottle"]
+    for options in ({"batch_size": 0}, {"batch_size": "8"}, {"num_workers": -1}):
+        with pytest.raises(OptionError, match=next(iter(options))):
+            AnomalyDataModule(**options)
+    for options in ({"sigma": -1}, {"sigma": "x"}, {"image_size": 0}):
+        with pytest.raises(MethodError, match=next(iter(options))):
+            load("sdp", backbone="vlad-tiny", **options)
+
+
+def test_the_encoders_own_image_size_where_none_is_given():
+    from vlad import load
+    from vlad.encoders.facts import default_image_size, known_sizes
+    from vlad.methods.adaclip import AdaCLIP
+    from vlad.methods.sdp import SDP
+
+    assert load("sdp", backbone="vlad-tiny").method.image_size == 96
+    assert load("sdp", backbone="vlad-tiny", image_size=48).method.image_size == 48
+    assert default_image_size(SDP, {}) is None
+    assert default_image_size(SDP, {"backbone": "ViT-B-16"}) is None  # its patches fit the published size
+    assert default_image_size(AdaCLIP, {"backbone": "ViT-B-16"}) == 224
+    assert known_sizes("hf-hub:org/repo") is None
+    assert known_sizes("local-dir:nowhere") is None

@@ -53,6 +53,9 @@ def test_a_trial_says_that_it_evaluates_nothing(mvtec, monkeypatch, capsys):
     test = ["test", "--model", "sdp", *TINY, *NO_MAPS, "--data.test", "mvtec_ad/bottle/"]
     assert main([*test, "--trainer.fast_dev_run", "true"]) == 0
     assert "fast_dev_run: a trial of 1 batch; nothing is evaluated or written" in capsys.readouterr().out
+    assert not Path("runs").exists()
+    assert main(["predict", "mvtec_ad/bottle/test/good", *TINY, *NO_MAPS, "--trainer.fast_dev_run", "true"]) == 0
+    assert "fast_dev_run: a trial of 1 batch" in capsys.readouterr().out
     assert main([*test, "--trainer.limit_test_batches", "0"]) == 0
     assert "limit_test_batches is 0: nothing is evaluated" in capsys.readouterr().out
     assert main([*test, "--trainer.limit_test_batches", "1"]) == 0

@@ -119,6 +119,12 @@ def _short_warnings() -> Iterator[None]:
         warnings.formatwarning = before
 
 
+def _stopped(line: str) -> None:
+    """Says that the command was stopped; one of several processes speaks for all."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)
+
+
 def _run(verb: str, arguments: list[str]) -> int:
     """Runs a verb; every error that the user can mend becomes one line."""
     from vlad.cli.signals import Terminated, terminable
@@ -139,10 +145,10 @@ def _run(verb: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(f"vlad {verb}: stopped", file=sys.stderr)
+        _stopped(f"vlad {verb}: stopped")
         return 130
     except Terminated:
-        print(f"vlad {verb}: stopped by SIGTERM", file=sys.stderr)
+        _stopped(f"vlad {verb}: stopped by SIGTERM")
         return 143
     except OSError as error:
         if error.errno not in _MENDABLE or os.environ.get("VLAD_DEBUG"):

@@ -121,7 +121,10 @@ class VladCLI(VerbCLI):
         others = chosen if isinstance(chosen, list) else [chosen]
         kept = [one for one in others if one is not None and not isinstance(one, bool)]
         kwargs = {"logger": [self._folder, *kept], **kwargs}
-        if verb == "predict":  # its own progress tells images a second
+        if config.trainer.fast_dev_run:  # a trial keeps nothing
+            callbacks = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [one for one in callbacks if not isinstance(one, Predictions)]
+        elif verb == "predict":  # its own progress tells images a second
             predictions = next(one for one in self.trainer_defaults["callbacks"] if isinstance(one, Predictions))
             predictions.progress = config.trainer.enable_progress_bar is not False
             kwargs = {"enable_progress_bar": False, **kwargs}

@@ -60,7 +60,7 @@ class AnomalyDataModule(LightningDataModule):
         val: Sources | None = None,
         test: Sources | None = None,
         predict: list[str] | str | None = None,
-        categories: list[str] | None = None,
+        categories: list[str] | str | None = None,
         class_name: str | None = None,
         split_protocol: str | None = None,
         class_name_style: Literal["raw", "natural"] = "raw",
@@ -121,12 +121,9 @@ class AnomalyDataModule(LightningDataModule):
         """
         super().__init__()
         check_shots(shots)
-        if batch_size < 1 or num_workers < 0:
-            raise OptionError(
-                f"data.batch_size is at least 1, not {batch_size}"
-                if batch_size < 1
-                else f"data.num_workers is 0 or more, not {num_workers}"
-            )
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if not isinstance(value, int) or value < least:
+                raise OptionError(f"data.{name} is a whole number, at least {least}, not {value!r}")
         self.reading = _reading(intensity_range, max_pixels)
         if split_protocol is not None:
             published = get_protocol(split_protocol)
@@ -134,6 +131,7 @@ class AnomalyDataModule(LightningDataModule):
         self.sources: dict[str, Sources | None] = {"train": train, "val": val, "test": test}
         self.predict_sources = predict
         self.locations = Locations(root or os.environ.get("VLAD_DATA") or None, class_name, class_name_style)
+        categories = [categories] if isinstance(categories, str) else categories
         self.selection = Selection(self.sources, self.locations, categories, images_per_category, seed)
         self.batch_size, self.shuffle, self.num_workers = batch_size, shuffle, num_workers
         self.augment, self.textures, self.fast_jpeg = augment, textures, fast_jpeg

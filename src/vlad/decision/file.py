@@ -6,14 +6,17 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from vlad.decision.conformal import alarms_allowed, conformal_threshold
-from vlad.decision.rules import Decision, Kind, ReferenceRecord, Rule
+from vlad.decision.rules import Kind, ReferenceRecord, Rule
 from vlad.errors import DecisionError
 from vlad.files import write_json
 
-__all__ = ["FORMAT", "find_decision", "plain_decision", "read_decision", "write_decision"]
+if TYPE_CHECKING:
+    from vlad.decision.decision import Decision
+
+__all__ = ["FORMAT", "find_decision", "plain_decision", "read_fields", "write_decision"]
 
 FORMAT = 1
 """Version of the file; changes when an older vlad could misread it."""
@@ -96,8 +99,8 @@ class _WrongError(Exception):
     """What is wrong in a file."""
 
 
-def read_decision(path: Path) -> Decision:
-    """Reads a decision file.
+def read_fields(path: Path) -> dict[str, Any]:
+    """Reads a decision file; returns the arguments of :class:`vlad.decision.Decision`.
 
     Raises:
         DecisionError: It is not there, or is no decision file; the message says what is wrong.
@@ -114,7 +117,7 @@ def read_decision(path: Path) -> Decision:
             raise _WrongError("it is no JSON file of a fitting size")
         else:
             text = path.read_bytes()
-        return _decision(json.loads(text, parse_constant=_no_constant), path)
+        return _fields(json.loads(text, parse_constant=_no_constant), path)
     except FileNotFoundError:
         raise DecisionError(
             f"decision {path} is neither a number nor a file; make one with: vlad calibrate RUN_OR_METHOD good/ "
@@ -158,7 +161,7 @@ def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
-def _decision(content: Any, path: Path) -> Decision:
+def _fields(content: Any, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "format" not in content:
         raise _WrongError("it has no format")
     if content["format"] != FORMAT:
@@ -171,19 +174,19 @@ def _decision(content: Any, path: Path) -> Decision:
         raise _WrongError("false_alarm_rate must be above 0")
     if kind != "number" and (default is not None or not categories):
         raise _WrongError("it has no categories" if not categories else "only a number has a default")
-    return Decision(
-        kind=kind,
-        rules={name: _rule(value, f"{name}: ", kind, rate) for name, value in categories.items()},
-        default=None if default is None else _rule(default, "default: ", kind, rate),
-        identity=_get(content, "identity", "", _is_mapping, "a mapping"),
-        false_alarm_rate=rate,
-        target=_get(content, "target", "", lambda value: value in ("", "f1", "fpr"), "f1, fpr or empty"),
-        min_area=_get(content, "min_area", "", lambda v: _is_number(v) and 0 <= v < 1, "in [0, 1)"),
-        seed=_get(content, "seed", "", _is_count, "a whole number"),
-        created=_get(content, "created", "", _is_text, "text"),
-        version=_get(content, "vlad", "", _is_text, "text"),
-        source=str(path),
-    )
+    return {
+        "kind": kind,
+        "rules": {name: _rule(value, f"{name}: ", kind, rate) for name, value in categories.items()},
+        "default": None if default is None else _rule(default, "default: ", kind, rate),
+        "identity": _get(content, "identity", "", _is_mapping, "a mapping"),
+        "false_alarm_rate": rate,
+        "target": _get(content, "target", "", lambda value: value in ("", "f1", "fpr"), "f1, fpr or empty"),
+        "min_area": _get(content, "min_area", "", lambda v: _is_number(v) and 0 <= v < 1, "in [0, 1)"),
+        "seed": _get(content, "seed", "", _is_count, "a whole number"),
+        "created": _get(content, "created", "", _is_text, "text"),
+        "version": _get(content, "vlad", "", _is_text, "text"),
+        "source": str(path),
+    }
 
 
 def _numbers(content: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:

@@ -13,10 +13,11 @@ import numpy as np
 
 from vlad import __version__
 from vlad.decision.conformal import alarms_allowed, conformal_threshold, rate_range, refuse_too_few
+from vlad.decision.decision import Decision
 from vlad.decision.images import digest_sizes
 from vlad.decision.labelled import labelled_threshold
 from vlad.decision.records import reference_records
-from vlad.decision.rules import NO_REFERENCES, Decision, Rule
+from vlad.decision.rules import NO_REFERENCES, Rule
 from vlad.decision.scoring import Scored
 from vlad.errors import DecisionError
 from vlad.identity import scoring_identity

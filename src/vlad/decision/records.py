@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.datamodules.overlap import file_digest
-from vlad.decision.rules import NO_REFERENCES, Decision, ReferenceRecord
+from vlad.decision.decision import Decision
+from vlad.decision.rules import NO_REFERENCES, ReferenceRecord
 from vlad.errors import DataError, DecisionError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlad.decision.rules import Decision
+from vlad.decision.decision import Decision
 from vlad.decision.verdict import Verdict
 
 __all__ = ["format_report", "report"]

@@ -98,9 +98,12 @@ class Method(Loops):
 
         Raises:
             BackboneError: The encoder cannot be loaded, or the patch does not divide ``image_size``.
-            MethodError: A layer number is out of range.
+            MethodError: A size, sigma or layer number is out of range.
         """
         super().__init__()
+        for name, value, least in (("image_size", image_size, 1), ("sigma", sigma, 0)):
+            if not isinstance(value, int | float) or not value >= least:
+                raise MethodError(f"{name} is a number, at least {least}, not {value!r}")
         self.save_hyperparameters(plain_arguments(type(self), *self.__dict__.pop("_arguments", ((), {}))))
         self.backbone: Any = load_encoder(backbone, pretrained, numerics=self.numerics, text=text)
         if self.backbone is not None:
