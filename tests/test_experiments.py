@@ -60,13 +60,13 @@ def test_experiment(file, data, tiny, monkeypatch):
         tiny,
         "--model.image_size",
         "64",
-        "--trainer.max_epochs",
-        "1",
     ]
+    fits = command.group(1) == "fit"
+    small += ["--trainer.max_epochs", "1"] if fits else []
     method = yaml.safe_load(configs[0].read_text())["model"]["class_path"]
     small += [f"--model.{name}={value}" for name, value in SMALL[method].items()]
     if not command.group(3):  # rendered data: all the images are there, a few will do
-        small += ["--trainer.limit_train_batches", "3", "--trainer.limit_test_batches", "3"]
+        small += [f"--trainer.limit_{'train' if fits else 'test'}_batches", "3"]
     quiet = ["--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
     given = [argument for config in configs for argument in ("--config", str(config))]
     assert main([command.group(1), *given, "--data.root", str(data), *small, *quiet]) == 0

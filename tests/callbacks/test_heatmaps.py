@@ -390,6 +390,24 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         predict(folder, small_data(predict=str(write_picture_to)), HeatMaps(height=40))
 
 
+def test_a_test_whose_heat_maps_cannot_be_written_goes_on_to_its_end(tmp_path, monkeypatch):
+    def full(path, preview):
+        raise OutputError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("vlad.drawing.album.save_preview", full)
+    write_picture(tmp_path / "parts/good/0.png")
+    write_picture(tmp_path / "parts/bad/0.png")
+    data, ended = small_data(test=str(tmp_path / "parts")), []
+
+    class Ends(Callback):
+        def on_test_end(self, trainer, pl_module):
+            ended.append(True)
+
+    with pytest.raises(OutputError, match="No space left"), pytest.warns(match="no heat maps from here on"):
+        trainer(tmp_path / "run", HeatMaps(height=40), Ends()).test(Brightness(), data, verbose=False)
+    assert ended == [True]
+
+
 def test_names_that_lead_elsewhere_stay_in_the_run_folder(tmp_path):
     class Elsewhere(Brightness):
         def predict_step(self, batch):

@@ -262,3 +262,14 @@ def test_encode_reads_layers_in_one_pass(saved):
         torch.testing.assert_close(features.image, backbone.image.encode(images))
     with pytest.raises(BackboneError, match=r"has layers 1 to 3, not \[4\]"):
         backbone.encode(images, [1, 4])
+
+
+def test_a_fingerprint_is_computed_once_until_a_weight_changes(tiny, monkeypatch):
+    backbone = Backbone.load(tiny)
+    first, summed = backbone.fingerprint(), []
+    monkeypatch.setattr("vlad.encoders.weights._bit_sum", lambda tensor: summed.append(tensor) or 0)
+    assert backbone.fingerprint() == first
+    assert not summed
+    with torch.no_grad():
+        next(backbone.parameters()).add_(1)
+    assert backbone.fingerprint() != first

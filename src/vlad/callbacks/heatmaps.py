@@ -21,7 +21,7 @@ from vlad.drawing.album import Album
 from vlad.drawing.panel import Box
 from vlad.drawing.previews import Preview, image_name
 from vlad.drawing.scale import Scale
-from vlad.errors import OptionError
+from vlad.errors import OptionError, OutputError
 from vlad.types import Batch, Prediction
 
 __all__ = ["HeatMaps"]
@@ -58,11 +58,12 @@ class HeatMaps(PerImage):
         super().__init__()
         self._album: Album | None = None
         self._told = False
+        self._problem: OutputError | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Asks the data module for previews."""
         super().setup(trainer, pl_module, stage)
-        self._album, self._told = None, False
+        self._album, self._told, self._problem = None, False, None
         data: Any = getattr(trainer, "datamodule", None)
         if self._log_dir is not None and hasattr(data, "preview_height"):
             data.preview_height, data.preview_limit = self.height, self.limit
@@ -114,7 +115,14 @@ class HeatMaps(PerImage):
                     scale,
                 )
             )
-        self._album.add(facts, previews)
+        try:
+            self._album.add(facts, previews)
+        except OutputError as error:
+            if trainer.state.fn != "test" or trainer.world_size > 1:  # a prediction is continued later
+                raise
+            rank_zero_warn("no heat maps from here on; the test goes on for its metrics")
+            self._album.abandon()
+            self._begun, self._problem = False, error
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -160,6 +168,17 @@ class HeatMaps(PerImage):
                 f"captions of heat maps: no font of this machine has {letters or 'some letters'}; their code points "
                 "stand in their places (install a font such as Noto Sans)"
             )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ends a run; tells at last that heat maps are missing, the metrics being written.
+
+        Raises:
+            OutputError: They could not be written.
+        """
+        super().teardown(trainer, pl_module, stage)
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            raise problem
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves what is not drawn to the continuation of the run."""
