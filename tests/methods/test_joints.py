@@ -67,7 +67,7 @@ def test_forward_is_the_three_joints_and_score_takes_names(name, tiny):
         method.fit_references([batch_of(method, seed=1)])
         references = method.memory.levels_of("noise/noise")
     text = method.texts(batch["class_name"])
-    assert (text is not None) == method.tags.class_names
+    assert text is not None or not method.tags.class_names  # a text need not name the class (AnomalyCLIP's)
     size = batch["image"].shape[-2:]
     by_joints = method.finish(method.compare(method.encode(batch["image"]), text, references), size)
     forward, score = method(batch["image"], text, references), method.score(batch["image"], batch["class_name"])
