@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from vlad.errors import VladError
 from vlad.files import output_errors, write_atomic, write_json
+from vlad.journal import Journal
 
 __all__ = ["COLUMNS", "FileState", "RowStore", "StoreError", "table_line"]
 
@@ -88,8 +89,7 @@ class RowStore:
         """
         self.folder = folder
         self.parts = folder / "parts"
-        self._file: Path | None = None
-        self._descriptor = -1
+        self._journal = Journal(self.parts / f"rows-{os.getpid()}-{secrets.token_hex(4)}.jsonl")
         self._lock = -1
 
     # -- one user at a time, with one setting ------------------------------------------------------------------
@@ -162,24 +162,16 @@ class RowStore:
         Args:
             rows: Plain values with ``key``, ``size``, ``mtime_ns``, ``digest`` and the :data:`COLUMNS`.
         """
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        if not text:
-            return
-        with output_errors(self.parts):
-            if self._descriptor < 0:
-                self.parts.mkdir(parents=True, exist_ok=True)
-                self._file = self.parts / f"rows-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
-                self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            content = memoryview(text.encode())
-            while content:
-                content = content[os.write(self._descriptor, content) :]
+        found = list(rows)
+        if found:
+            self._journal.append(found)
 
     def close(self) -> None:
         """Closes the file of rows and gives the folder back."""
-        for descriptor in (self._descriptor, self._lock):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._descriptor = self._lock = -1
+        self._journal.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
 
     # -- reading -----------------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ from trees import MEAN, STD, small_data
 
 from vlad.callbacks.maps import RawMaps, join_lists
 from vlad.drawing import read_map
-from vlad.drawing.journal import Journal
 from vlad.errors import OptionError, OutputError
+from vlad.journal import Journal
 from vlad.types import Preprocess
 
 

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -119,3 +120,13 @@ def test_turned_images_pages_and_links_to_nowhere(root):
     assert found["images are turned as their EXIF data say"].examples == [str(good / "turned.jpg")]
     assert found["images of several pages"].examples == [str(good / "pages.tif")]
     assert "gone.png" in found["unreadable images"].examples[0]
+
+
+def test_fifos_are_not_waited_for(tmp_path):
+    write_picture(tmp_path / "good/0.png")
+    write_picture(tmp_path / "bad/0.png", seed=1)
+    for name in ("good/1.png", "bad/1.png"):
+        os.mkfifo(tmp_path / name)
+    found = check_index(read_folder(tmp_path).frame)
+    assert not found.sound
+    assert sum(finding.count for finding in found.findings if finding.kind == "unreadable images") == 2

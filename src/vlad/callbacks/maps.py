@@ -13,12 +13,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vlad.callbacks.per_image import PerImage, inspected
-from vlad.drawing.journal import Journal, read_journals
 from vlad.drawing.pool import usable_cpus
 from vlad.drawing.previews import image_name
 from vlad.drawing.raw import MapFormat, map_of_image, write_map
 from vlad.errors import OptionError
 from vlad.files import write_atomic
+from vlad.journal import Journal, read_journals
 from vlad.types import Batch, Prediction
 
 __all__ = ["RawMaps"]

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
+from vlad.datamodules.overlap import image_digest
 from vlad.errors import DataError
 from vlad.files import write_text
 from vlad.runs import run_folder
 from vlad.types import Batch
 
 __all__ = ["References"]
-
-
-def _digest(image: Tensor) -> bytes:
-    return hashlib.blake2b(image.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 class FitsReferences(Protocol):
@@ -61,7 +56,7 @@ class References(Callback):
         def remembered() -> Iterator[Batch]:
             for batch in loader:
                 for image, path in zip(batch["image"], batch["path"], strict=True):
-                    self._known[_digest(image)] = path
+                    self._known[image_digest(image)] = path
                 yield batch
 
         cast(FitsReferences, method).fit_references(remembered())
@@ -82,7 +77,7 @@ class References(Callback):
         if not self._known:
             return
         for image, path in zip(batch["image"], batch.get("path", []), strict=True):
-            found = self._known.get(_digest(image))
+            found = self._known.get(image_digest(image))
             if found is not None:
                 raise DataError(
                     f"{path} is scored and is the same image as the reference {found}: its score would mean nothing; "

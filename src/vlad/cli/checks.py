@@ -24,7 +24,6 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "data.images_per_category": (0, False),
     "data.max_pixels": (1, True),
     "heatmaps.height": (1, True),
-    "heatmaps.limit": (0, True),
     "model.image_size": (1, True),
     "model.full_size": (1, True),
     "model.sigma": (0, True),

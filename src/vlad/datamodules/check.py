@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from vlad.datamodules.decode import Reading, RowCrop, load_image, load_mask
 from vlad.datamodules.image_files import printable
 from vlad.datamodules.masks_of import split_masks
 from vlad.datamodules.notes import BYSTANDERS, Note
+from vlad.datamodules.overlap import file_digest
 from vlad.datamodules.pages_of import pages_of
 from vlad.datamodules.taken import Taken, taken_for
 from vlad.errors import DataError
@@ -208,8 +208,8 @@ def _compare_counts(frame: pd.DataFrame, record: Record, found: dict[tuple[bool,
 
 def _digest(path: str) -> str:
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError:
+        return file_digest(path)
+    except DataError:  # told already, as unreadable
         return ""
 
 

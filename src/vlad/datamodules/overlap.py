@@ -16,8 +16,9 @@ from vlad.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
-__all__ = ["file_digest", "find_overlap", "known_overlaps", "refuse_overlap", "shared_rows"]
+__all__ = ["file_digest", "find_overlap", "image_digest", "known_overlaps", "refuse_overlap", "shared_rows"]
 
 
 def file_digest(path: str | Path) -> str:
@@ -34,6 +35,11 @@ def file_digest(path: str | Path) -> str:
     except OSError as error:
         cause = error.strerror or error
         raise DataError(f"cannot read image {printable(str(path))} ({cause}); replace it or remove it") from error
+
+
+def image_digest(image: Tensor) -> bytes:
+    """Returns what tells a normalised image (3, H, W) from others, whatever file it came from."""
+    return hashlib.blake2b(image.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 def _middle(path: str, length: int = 4096) -> bytes:

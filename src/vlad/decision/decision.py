@@ -12,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from vlad.decision.conformal import p_value
-from vlad.decision.file import plain_decision, read_fields, write_decision
+from vlad.decision.file import FORMAT, plain_rule, read_fields
 from vlad.decision.regions import Region, find_regions
 from vlad.decision.rules import Kind, ReferenceRecord, Rule
 from vlad.decision.verdict import Verdict
 from vlad.errors import DecisionError
+from vlad.files import write_json
 
 __all__ = ["Decision"]
 
@@ -94,12 +95,34 @@ class Decision:
         return cls.number(number)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the decision as JSON, whole or not at all; returns the file."""
-        return write_decision(self, Path(path))
+        """Writes the decision as JSON, whole or not at all; returns the file.
+
+        Raises:
+            DecisionError: A value is not finite.
+        """
+        try:
+            return write_json(Path(path), self._plain())
+        except ValueError as error:
+            raise DecisionError(f"the decision cannot be written to {path}: {error}") from error
 
     def to_json(self) -> str:
         """Returns the content of its file."""
-        return json.dumps(plain_decision(self), allow_nan=False)
+        return json.dumps(self._plain(), allow_nan=False)
+
+    def _plain(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "vlad": self.version,
+            "created": self.created,
+            "kind": self.kind,
+            "target": self.target,
+            "false_alarm_rate": self.false_alarm_rate,
+            "min_area": self.min_area,
+            "seed": self.seed,
+            "identity": dict(self.identity),
+            "categories": {name: plain_rule(rule) for name, rule in self.rules.items()},
+            "default": None if self.default is None else plain_rule(self.default),
+        }
 
     # -- does it belong to what is scored? ---------------------------------------------------------------------
 

@@ -6,17 +6,13 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from vlad.decision.conformal import alarms_allowed, conformal_threshold
 from vlad.decision.rules import Kind, ReferenceRecord, Rule
 from vlad.errors import DecisionError
-from vlad.files import write_json
 
-if TYPE_CHECKING:
-    from vlad.decision.decision import Decision
-
-__all__ = ["FORMAT", "find_decision", "plain_decision", "read_fields", "write_decision"]
+__all__ = ["FORMAT", "find_decision", "plain_rule", "read_fields"]
 
 FORMAT = 1
 """Version of the file; changes when an older vlad could misread it."""
@@ -52,36 +48,8 @@ def _exported(path: Path) -> str:
         raise ValueError(str(error)) from error
 
 
-def write_decision(decision: Decision, path: Path) -> Path:
-    """Writes a decision.
-
-    Raises:
-        DecisionError: A value is not finite.
-    """
-    try:
-        return write_json(path, plain_decision(decision))
-    except ValueError as error:
-        raise DecisionError(f"the decision cannot be written to {path}: {error}") from error
-
-
-def plain_decision(decision: Decision) -> dict[str, Any]:
-    """Returns a decision as JSON values, the content of its file."""
-    return {
-        "format": FORMAT,
-        "vlad": decision.version,
-        "created": decision.created,
-        "kind": decision.kind,
-        "target": decision.target,
-        "false_alarm_rate": decision.false_alarm_rate,
-        "min_area": decision.min_area,
-        "seed": decision.seed,
-        "identity": dict(decision.identity),
-        "categories": {name: _plain(rule) for name, rule in decision.rules.items()},
-        "default": None if decision.default is None else _plain(decision.default),
-    }
-
-
-def _plain(rule: Rule) -> dict[str, Any]:
+def plain_rule(rule: Rule) -> dict[str, Any]:
+    """Returns a rule as JSON values."""
     return {
         "threshold": rule.threshold,
         "pixel_threshold": rule.pixel_threshold,

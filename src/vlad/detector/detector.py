@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from vlad.datamodules.decode import Reading
-from vlad.detector.images import GivenImages, find_references
+from vlad.detector.images import GivenImages
 from vlad.detector.inputs import Found, as_class_names, find, is_path
+from vlad.detector.references import find_references, fit, recorded
 from vlad.detector.results import Result, Results
-from vlad.detector.scorer import digest_of, score_batch, set_scales
+from vlad.detector.scorer import score_batch, set_scales
 from vlad.errors import DataError, MethodError
-from vlad.types import Batch, Preprocess
+from vlad.types import Preprocess
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +82,7 @@ class Detector:
         self.class_name = name
         self.reading = reading or Reading()
         self._run = None if run is None else os.fspath(run)
-        self.references = _recorded(self._run) if method.fitted else []
+        self.references = recorded(self._run) if method.fitted else []
         self._reference_frame: pd.DataFrame | None = None
         self._known: dict[bytes, str] = {}
         self._decision: Decision | None = None
@@ -179,24 +180,9 @@ class Detector:
         """
         name = class_name if isinstance(images, Mapping) else class_name or self.class_name
         found = find_references(images, name, shots, seed)
-        dataset = GivenImages(found, self.preprocess, self.reading)
-        known: dict[bytes, str] = {}
-        records: list[dict[str, str]] = []
-
-        def batches() -> Iterator[Batch]:
-            for batch in dataset.batches(batch_size):
-                for _, reason in batch["failed"]:
-                    raise DataError(f"a reference cannot be used: {reason}")
-                for i, image in enumerate(batch["image"]):
-                    known[digest_of(image)] = batch["path"][i] or f"number {batch['image_id'][i]}"
-                    row = dataset.rows[int(batch["index"][i])]
-                    record = {"dataset": row["dataset"], "category": row["category"], "image_id": row["image_id"]}
-                    records.append({**record, "path": row["image_path"], "sha256": batch["digest"][i]})
-                yield batch
-
         self.references, self._known, self._reference_frame = [], {}, None  # what was fitted before is lost either way
-        self.method.fit_references(batches())
-        self.references, self._known, self._run, self._checked = records, known, None, False
+        self.references, self._known = fit(self.method, GivenImages(found, self.preprocess, self.reading), batch_size)
+        self._run, self._checked = None, False
         in_files = all(pixels is None for pixels in found.in_memory)
         self._reference_frame = found.frame if in_files else None
         return self
@@ -397,16 +383,3 @@ class Detector:
 def _check_count(what: str, value: Any, *, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise DataError(f"{what}, {least} or more, not {value!r}")
-
-
-def _recorded(run: str | None) -> list[dict[str, str]]:
-    """Returns what a run recorded of its references."""
-    import csv
-
-    from vlad.decision.records import run_folder
-
-    folder = run_folder(run)
-    if folder is None or not (folder / "references.csv").is_file():
-        return []
-    with (folder / "references.csv").open(encoding="utf-8", newline="") as file:
-        return [{str(key): str(value) for key, value in row.items()} for row in csv.DictReader(file)]

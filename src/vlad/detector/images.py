@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from vlad.datamodules.intensity import to_rgb
 from vlad.datamodules.opening import naming
 from vlad.datamodules.orientation import orientation, upright
 from vlad.datamodules.sampling import build_prediction_loader
-from vlad.detector.inputs import Found, as_class_names, find, is_path
+from vlad.detector.inputs import Found
 from vlad.errors import DataError
 from vlad.types import Batch, Preprocess
 
-__all__ = ["GivenImages", "find_references"]
+__all__ = ["GivenImages"]
 
 
 class GivenImages(AnomalyDataset):
@@ -99,58 +98,3 @@ class GivenImages(AnomalyDataset):
             "original_size": torch.tensor([image.height, image.width]),
             "seen_size": torch.tensor([round(bottom), round(right)]),
         }
-
-
-def find_references(images: Any, class_name: str | None, shots: int | None, seed: int) -> Found:
-    """Finds reference images by the rules of ``--references``.
-
-    Args:
-        images: Normal images as of :func:`find`, of one class; or a mapping from class names to them.
-        class_name: What is in them; None for ``object``, or for a mapping.
-        shots: So many per class are drawn; None takes all.
-        seed: Seed of the draw.
-
-    Raises:
-        DataError: Nothing is there, an unknown type, too few images, or some in folders of anomalies.
-    """
-    import pandas as pd
-
-    from vlad.datamodules.references import check_shots
-    from vlad.datamodules.selection import draw
-
-    check_shots(shots)
-    if isinstance(images, Mapping):
-        if class_name is not None:
-            raise DataError("class_name and a mapping from class names to references: give one of them")
-        groups = {str(as_class_names(name)): group for name, group in images.items()}
-    else:
-        name = as_class_names(class_name)
-        if not (name is None or isinstance(name, str)):
-            raise DataError("references of several classes are a mapping: references={'bottle': 'good/bottle', …}")
-        groups = {name or "object": images}
-    found = [_of_class(group, name) for name, group in groups.items()]
-    if not found:
-        raise DataError("there are no references: the mapping is empty")
-    frame = pd.concat([part.frame for part in found], ignore_index=True)
-    in_memory = [pixels for part in found for pixels in part.in_memory]
-    if shots is not None:
-        frame = draw(frame.assign(place=range(len(frame))), shots, seed, "given references", "shots")
-        in_memory = [in_memory[place] for place in frame.pop("place")]
-    return Found(frame, in_memory, {})
-
-
-def _of_class(images: Any, class_name: str) -> Found:
-    """Finds the references of one class."""
-    import pandas as pd
-
-    from vlad.datamodules.references import given_references
-
-    paths = [images] if is_path(images) else images
-    if isinstance(paths, list | tuple) and paths and all(map(is_path, paths)):
-        wanted = pd.DataFrame([{"dataset": "images", "category": class_name, "class_name": class_name}])
-        frame = given_references([os.fspath(path) for path in paths], None, 0, wanted)
-        return Found(frame, [None] * len(frame), {})
-    parts = list(find(images, class_name, size=64))
-    frame = pd.concat([part.frame for part in parts], ignore_index=True)
-    named = {"dataset": "images", "category": class_name, "class_name": class_name, "label": 0}
-    return Found(frame.assign(**named), [pixels for part in parts for pixels in part.in_memory], {})

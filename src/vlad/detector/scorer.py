@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from vlad.datamodules.overlap import image_digest
 from vlad.detector.images import GivenImages
 from vlad.detector.results import Result
 from vlad.errors import MethodError
@@ -22,12 +21,7 @@ if TYPE_CHECKING:
     from vlad.decision import Decision
     from vlad.methods.base import Method
 
-__all__ = ["digest_of", "references_of", "score_batch", "set_scales"]
-
-
-def digest_of(image: Tensor) -> bytes:
-    """Returns what tells a normalised image from others."""
-    return hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).digest()
+__all__ = ["references_of", "score_batch", "set_scales"]
 
 
 def score_batch(
@@ -45,7 +39,7 @@ def score_batch(
         decision: What makes a score normal or anomalous, or None.
         dataset: Where the batch comes from.
         batch: The batch, on the CPU.
-        references: The reference images by :func:`digest_of`, where they are known: one that is scored is warned of.
+        references: The reference images by :func:`image_digest`, where they are known: one that is scored is warned of.
         told: What has been warned of already; it is added to.
 
     Returns:
@@ -79,7 +73,7 @@ def score_batch(
         seen_height, seen_width = batch["seen_size"][place].tolist()
         result.original_size, result.seen_size = (height, width), (seen_height, seen_width)
         _fill(result, scores[place], maps[place].copy())  # a view would keep the maps of the whole batch
-        same = references.get(digest_of(batch["image"][place])) if references else None
+        same = references.get(image_digest(batch["image"][place])) if references else None
         if same is not None:
             name = result.path or f"image {result.image_id}"
             _tell("reference", f"{name} is the same image as the reference {same}: its score means nothing", told)

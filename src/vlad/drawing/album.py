@@ -17,13 +17,13 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image
 
-from vlad.drawing.journal import Journal, read_journals
 from vlad.drawing.panel import draw_contact_sheet, draw_panel
 from vlad.drawing.pool import Pool, usable_cpus
 from vlad.drawing.previews import Preview, load_preview, preview_file, save_preview
 from vlad.drawing.scale import Scale, choose_scale
 from vlad.drawing.text import escaped
 from vlad.files import output_errors, write_atomic, write_json
+from vlad.journal import Journal, read_journals
 
 __all__ = ["Album", "choose_for_contact_sheet"]
 

@@ -1,6 +1,6 @@
 import pytest
 
-from vlad.drawing.journal import Journal, read_journals
+from vlad.journal import Journal, read_journals
 
 
 def rows(folder):
