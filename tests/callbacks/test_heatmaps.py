@@ -357,7 +357,7 @@ def test_a_run_that_fails_leaves_its_previews_and_is_drawn_when_it_goes_on(tmp_p
     data = small_data(predict=folder, batch_size=2)
     with pytest.raises(KeyError):
         predict(tmp_path, data, HeatMaps(height=40), method=Killed)
-    assert len(list((tmp_path / "parts/previews").glob("*.npz"))) == 2
+    assert len(list((tmp_path / "parts/previews").glob("*.safetensors"))) == 2
     assert panels(tmp_path) == []
     for name in ("a", "b"):  # scored already
         (tmp_path / f"own/{name}.png").unlink()
@@ -371,7 +371,7 @@ def test_a_test_does_not_go_on_with_what_an_earlier_one_has_left(tmp_path):
     (tmp_path / "heatmaps").mkdir()
     (tmp_path / "heatmaps/scale.json").write_text(json.dumps({**Scale(1e9, 2e9, 0).to_dict(), "categories": {}}))
     (tmp_path / "parts/previews").mkdir(parents=True)
-    (tmp_path / "parts/previews/x.npz").write_bytes(b"of another run")
+    (tmp_path / "parts/previews/x.safetensors").write_bytes(b"of another run")
     run_test(tmp_path, small_data(test=folder), HeatMaps(height=40))
     assert json.loads((tmp_path / "heatmaps/scale.json").read_text())["low"] < 100
     assert len(panels(tmp_path)) == 3

@@ -72,7 +72,7 @@ def test_with_a_decisions_scale_panels_are_drawn_at_once(tmp_path):
     album.add(*batch(range(10), scale=scale))
     album._pool.close()
     assert pictures(tmp_path) == {str(number) for number in range(10)}
-    assert not list(album.parts.glob("*.npz"))
+    assert not list(album.parts.glob("*.safetensors"))
     album._pool = None
     end(album)
     content = json.loads((tmp_path / "heatmaps/scale.json").read_text())

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -165,7 +164,7 @@ class Album:
 
     def waiting(self) -> list[Path]:
         """Returns the previews that this process is to draw."""
-        paths = self.parts.glob("*.npz")
+        paths = self.parts.glob("*.safetensors")
         return sorted(path for path in paths if zlib.crc32(path.name.encode()) % self.world == self.rank)
 
     def draw(self, paths: Sequence[Path], advance: Callable[[int], None] = lambda count: None) -> None:
@@ -189,7 +188,7 @@ class Album:
     def _draw(self, path: Path, scale: Scale | None) -> None:
         try:
             preview = load_preview(path)
-        except (OSError, ValueError, KeyError, BadZipFile):
+        except (OSError, ValueError, KeyError):
             warnings.warn(f"no heat map: {path} is damaged", stacklevel=1)
             path.unlink(missing_ok=True)
             return

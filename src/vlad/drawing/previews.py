@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from vlad.datamodules.index import safe_name, safe_path
 from vlad.drawing.panel import Box, Panel
@@ -36,7 +38,7 @@ def image_name(dataset: str, category: str, image_id: str) -> str:
 
 def preview_file(folder: Path, name: str) -> Path:
     """Returns the file of the preview of an image, in one flat folder."""
-    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
+    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,13 @@ def save_preview(path: Path, preview: Preview) -> None:
         )
         ranges[name] = (low, step)
     facts["maps"] = ranges
-    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    # No npz: numpy parses its headers as Python, which now and then fails in several threads at once (CPython 3.11)
+    content = save(
+        {name: np.ascontiguousarray(values) for name, values in arrays.items()}, {"facts": json.dumps(facts)}
+    )
 
     def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        partial.write_bytes(content)
 
     write_atomic(path, write)
 
@@ -104,13 +108,17 @@ def load_preview(path: Path) -> Preview:
     Raises:
         ValueError, OSError, KeyError: It is damaged.
     """
-    with np.load(path, allow_pickle=False) as file:
-        facts = json.loads(file["facts"].tobytes())
-        maps = {}
-        for number, (name, (low, step)) in enumerate(facts["maps"].items()):
-            codes = file[f"map{number}"]
-            maps[name] = np.where(codes, low + (codes.astype(np.float64) - 1) * step, -np.inf).astype(np.float32)
-        mask = file.get("mask")
-        scale = Scale.of_dict(facts["scale"]) if facts["scale"] else None
-        regions = facts["regions"] and [tuple(box) for box in facts["regions"]]
-        return Preview(facts["name"], facts["title"], facts["caption"], file["image"], maps, mask, regions, scale)
+    try:
+        with safe_open(path, framework="np") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    maps = {}
+    for number, (name, (low, step)) in enumerate(facts["maps"].items()):
+        codes = arrays[f"map{number}"]
+        maps[name] = np.where(codes, low + (codes.astype(np.float64) - 1) * step, -np.inf).astype(np.float32)
+    scale = Scale.of_dict(facts["scale"]) if facts["scale"] else None
+    regions = facts["regions"] and [tuple(box) for box in facts["regions"]]
+    image, mask = arrays["image"], arrays.get("mask")
+    return Preview(facts["name"], facts["title"], facts["caption"], image, maps, mask, regions, scale)
