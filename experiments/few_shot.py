@@ -32,9 +32,21 @@ METHODS: dict[str, dict[str, list[str]]] = {
         "model": ["--model.sigma", "3", "--model.full_size", "128", "--model.synthesis.recipe", "mixed"],
         "fit": ["--data.train", "synthetic", "--trainer.max_epochs", "1"],
     },
+    "april_gan": {
+        "model": ["--model.sigma", "3", "--model.layers", "[3,6,9,12]"],
+        "fit": ["--data.train", "synthetic_aux", "--trainer.max_epochs", "1"],
+    },
+    "anomalyclip": {
+        "model": ["--model.sigma", "3"],
+        "fit": ["--data.train", "synthetic_aux", "--trainer.max_epochs", "1"],
+    },
+    "winclip": {"model": ["--model.scales", "[4,6]"]},
     "patch_memory": {"model": ["--model.sigma", "3", "--model.layers", "[3,6]"]},
 }
-QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--data.num_workers", "0"]
+QUIET = [
+    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--data.num_workers", "0"),
+    *("--features.cache", "true"),  # each method encodes an image once, whatever the number of draws
+]
 
 
 def fit(name: str, folder: Path) -> list[str]:

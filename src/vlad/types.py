@@ -29,6 +29,7 @@ __all__ = [
     "join_rows",
     "known_masks",
     "map_tensors",
+    "name_features",
     "take_rows",
 ]
 
@@ -53,7 +54,10 @@ class Batch(TypedDict, total=False):
         image_id: Name of the image, unique within its data set and category (B strings).
         path: Image file (B strings).
         index: Row in the split's index (B,), int64.
+        output: Where the image's outputs go, below a folder of outputs, without suffix (B strings); only in testing
+            and prediction.
         texture: Textures for pseudo-anomalies (B, 3, H, W), uint8; only in training, where ``data.textures`` is given.
+        fixed: Which images are the same in every epoch (B,), bool; only where a method changes some in training.
         roi: Pixels that are inspected (B, H, W), bool; only where a region of interest is given.
         original_size: Height and width in pixels of the decoded image (B, 2), int64; after orientation and row crop.
         seen_size: Height and width in pixels of the part of it that the map covers, from the top left (B, 2), int64:
@@ -75,7 +79,9 @@ class Batch(TypedDict, total=False):
     image_id: list[str]
     path: list[str]
     index: Tensor
+    output: list[str]
     texture: Tensor
+    fixed: Tensor
     roi: Tensor
     original_size: Tensor
     seen_size: Tensor
@@ -106,6 +112,11 @@ class Features(NamedTuple):
     classes: tuple[Tensor, ...] = ()
     branch: tuple[Tensor, ...] = ()
     images: Tensor | None = None
+
+
+def name_features(**names: Any) -> Any:
+    """Returns :class:`Features` that hold names in place of tensors; see :meth:`vlad.Method.frozen`."""
+    return Features(**{"levels": (), **names})
 
 
 class Scores(NamedTuple):
@@ -212,10 +223,12 @@ class Requirements:
     Attributes:
         preprocess: Size and normalisation.
         supervision: What it learns from, or None for a method that does not learn.
+        reference_rotations: Each reference image comes so many times, turned by equal angles; 1: as it is.
     """
 
     preprocess: Preprocess
     supervision: Supervision | None = None
+    reference_rotations: int = 1
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from tests_support import DATA, Golden, golden, save_run
 import vlad
 from vlad.clip.similarity import normalize
 from vlad.errors import MethodError, WeightsError
+from vlad.features import FeatureCache
 from vlad.methods import adaclip_prompts as module
 from vlad.methods.adaclip import AdaCLIP
 from vlad.methods.fusion import cluster, fuse
@@ -239,19 +240,19 @@ def test_static_text_is_encoded_once_until_the_prompts_change(tiny, monkeypatch)
         assert not torch.equal(method.score(batch["image"], batch["class_name"]).unsmoothed_map, first.unsmoothed_map)
 
 
-def test_plain_pass_of_a_training_image_is_run_once(tiny, monkeypatch):
+def test_plain_embedding_of_a_training_image_comes_from_the_cache(tiny, tmp_path):
     method = AdaCLIP(tiny, None, 64, depth=2, length=3, clusters=3).train()
-    calls = []
-    encode = method.backbone.image.encode_tokens
-    monkeypatch.setattr(method._plain, "_compute", lambda x: calls.append(len(x)) or encode(x))
-    batch = random_batch(3)
-    first = {name: float(term) for name, term in loss(method, batch).items()}
-    second = {name: float(term) for name, term in loss(method, batch).items()}
-    assert calls == [3]
-    assert first == pytest.approx(second, rel=1e-5)
+    live = loss(method, batch := random_batch(3))
+    method.feature_cache = FeatureCache(tmp_path)
+    for _ in range(2):
+        cached = loss(method, batch)
+        assert {name: float(term) for name, term in cached.items()} == pytest.approx(
+            {name: float(term) for name, term in live.items()}, rel=1e-5
+        )
+    assert (method.feature_cache.computed, method.feature_cache.read) == (3, 3)
     batch["image"] = batch["image"].flip(-1)  # an augmented image is another one
     loss(method, batch)
-    assert calls == [3, 3]
+    assert method.feature_cache.computed == 6
 
 
 @pytest.mark.parametrize("points", [torch.randn(3, 40, 8), torch.zeros(2, 10, 4), torch.randn(1, 5, 3).repeat(1, 4, 1)])

@@ -24,6 +24,7 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "data.images_per_category": (0, False),
     "data.max_pixels": (1, True),
     "heatmaps.height": (1, True),
+    "features.budget": (0, False),
     "model.image_size": (1, True),
     "model.full_size": (1, True),
     "model.sigma": (0, True),
@@ -35,7 +36,7 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "trainer.max_epochs": (-1, True),
     "trainer.num_nodes": (1, True),
 }
-_LATER = {"best", "last", "hpc", "registry"}  # names of checkpoints that Lightning finds after a fit
+_LATER = {"best", "hpc", "registry"}  # names of checkpoints that Lightning finds after a fit
 
 
 def check_options(verb: str, config: Namespace) -> None:

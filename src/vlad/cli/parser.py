@@ -12,9 +12,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vlad.callbacks.decide import Decide
 from vlad.callbacks.evaluator import Evaluator
+from vlad.callbacks.features import CachedFeatures
 from vlad.callbacks.heatmaps import HeatMaps
 from vlad.callbacks.maps import RawMaps
 from vlad.callbacks.references import References
+from vlad.callbacks.report import Report
 from vlad.cli.messages import short_error
 from vlad.cli.names import PARSED_VERB
 from vlad.cli.values import protect
@@ -29,9 +31,11 @@ __all__ = ["CALLBACKS", "VerbCLI", "VladParser"]
 CALLBACKS: dict[str, Any] = {
     "metrics": Evaluator,
     "references": References,
+    "features": CachedFeatures,
     "decisions": Decide,
     "heatmaps": HeatMaps,
     "maps": RawMaps,
+    "report": Report,
 }
 
 

@@ -145,6 +145,11 @@ class Backbone(nn.Module):
             whole.append(self.text.text.positional_embedding)
         return fingerprint(self, whole)
 
+    def image_fingerprint(self) -> str:
+        """Returns a short hash of the weights of the image tower alone, the same whether there is a text tower."""
+        visual = self.image.visual
+        return fingerprint(self.image, [visual.conv1.weight, visual.positional_embedding, visual.proj])
+
     def legacy_fingerprint(self) -> str:
         """Returns the hash that checkpoints of method interface 1 hold; it covers three tensors of the image tower."""
         visual = self.image.visual

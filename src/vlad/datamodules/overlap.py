@@ -39,7 +39,10 @@ def file_digest(path: str | Path) -> str:
 
 def image_digest(image: Tensor) -> bytes:
     """Returns what tells a normalised image (3, H, W) from others, whatever file it came from."""
-    return hashlib.blake2b(image.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+    import torch
+
+    content = image.detach().cpu().contiguous().flatten().view(torch.uint8)  # numpy knows no bfloat16
+    return hashlib.blake2b(content.numpy().data, digest_size=16).digest()
 
 
 def _middle(path: str, length: int = 4096) -> bytes:

@@ -23,7 +23,6 @@ from vlad.encoders import Encoder
 from vlad.errors import MethodError, WeightsError
 from vlad.methods.adaclip_prompts import Branch, HybridPrompts, PromptType
 from vlad.methods.adaclip_published import PUBLISHED, published_state, read_settings, run_own_blocks, seed_numpy
-from vlad.methods.embedding_cache import EmbeddingCache
 from vlad.methods.fusion import Clustering, fuse
 from vlad.methods.losses import dice_loss, focal_loss, two_classes
 from vlad.published import locate
@@ -124,7 +123,6 @@ class AdaCLIP(HybridPrompts):
         self.as_published = as_published
         if as_published:
             self.half_prompts, self.clustering = True, "sklearn"
-        self._plain = EmbeddingCache(image.encode_tokens)
         self._numpy_state: Any = None
 
         size = image.embed_dim
@@ -151,17 +149,18 @@ class AdaCLIP(HybridPrompts):
         x = tower.embed(images)
         grid = tower.grid(images.shape[-2], images.shape[-1])
         start: dict[str, Any] = {"classes": (x[:, 0],), "branch": (x[:, 1:].unflatten(1, grid),)}
-        if not self._prompted("visual") or self.memory.in_use:
+        plain = not self._prompted("visual") or self.memory.in_use
+        if plain and not self.as_published:
+            return self.read_layers(images, self.layers)._replace(**start)
+        if plain:
             tokens = self._run(x)
             levels = tuple(tokens.hidden_states[layer][:, 1:].unflatten(1, grid) for layer in self.layers)
             return Features(levels, tower.project(tokens.last[:, 0]), **start)
-        keep = self._plain if self.training else self._embedding  # the same in every epoch
-        return Features((), keep(x) if "D" in self.prompt_type else None, **start)
-
-    def _embedding(self, x: Tensor) -> Tensor:
-        """Computes the ordinary CLIP embedding (B, D) of embedded tokens (B, 1 + n, W)."""
-        tower = self.backbone.image
-        return tower.project(self._run(x).last[:, 0]) if self.as_published else tower.encode_tokens(x)
+        if "D" not in self.prompt_type:
+            return Features((), **start)
+        if self.as_published and not self.training:
+            return Features((), tower.project(self._run(x).last[:, 0]), **start)
+        return Features((), self.frozen(images, tower.encode, "embedding"), **start)
 
     def encode_prompted(self, features: Features) -> tuple[list[Tensor], Tensor]:
         """Runs the image tower with its prompts.

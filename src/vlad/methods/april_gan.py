@@ -17,33 +17,11 @@ from vlad.clip.similarity import normalize, restrict, upsample, zero_to_one
 from vlad.encoders import Encoder
 from vlad.methods.base import Method
 from vlad.methods.losses import dice_loss, focal_loss, two_classes
-from vlad.prompts import PromptSet
+from vlad.prompts import load_prompts
 from vlad.published import InRepository
 from vlad.types import Batch, Features, Prediction, Scores, Tags, known_masks
 
 __all__ = ["AprilGAN"]
-
-_SENTENCES = PromptSet(  # 7 x 35 normal and 5 x 35 abnormal
-    normal=(
-        *("{}", "flawless {}", "perfect {}", "unblemished {}"),
-        *("{} without flaw", "{} without defect", "{} without damage"),
-    ),
-    abnormal=("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage"),
-    templates=(
-        *("a bad photo of a {}.", "a low resolution photo of the {}.", "a bad photo of the {}."),
-        *("a cropped photo of the {}.", "a bright photo of a {}.", "a dark photo of the {}.", "a photo of my {}."),
-        *("a photo of the cool {}.", "a close-up photo of a {}.", "a black and white photo of the {}."),
-        *("a bright photo of the {}.", "a cropped photo of a {}.", "a jpeg corrupted photo of a {}."),
-        *("a blurry photo of the {}.", "a photo of the {}.", "a good photo of the {}.", "a photo of one {}."),
-        *("a close-up photo of the {}.", "a photo of a {}.", "a low resolution photo of a {}."),
-        *("a photo of a large {}.", "a blurry photo of a {}.", "a jpeg corrupted photo of the {}."),
-        *("a good photo of a {}.", "a photo of the small {}.", "a photo of the large {}."),
-        *("a black and white photo of a {}.", "a dark photo of a {}.", "a photo of a cool {}."),
-        *("a photo of a small {}.", "there is a {} in the scene.", "there is the {} in the scene."),
-        *("this is a {} in the scene.", "this is the {} in the scene.", "this is one {} in the scene."),
-    ),
-)
-
 
 _PUBLISHED = {
     name: InRepository(
@@ -139,14 +117,13 @@ class AprilGAN(Method):
 
     def class_text(self, class_name: str) -> Tensor:
         """Returns a class's two text vectors (2, D), unit length: normal, abnormal; means of unit embeddings."""
-        normal, abnormal = _SENTENCES.sentences(class_name)
+        normal, abnormal = load_prompts("april_gan").sentences(class_name)
         rows = normalize(self.text_tower.encode([*normal, *abnormal]).float())
         return normalize(torch.stack([rows[: len(normal)].mean(0), rows[len(normal) :].mean(0)]))
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Features:
         """Reads, in one pass, the layers compared with the text and those compared with references."""
-        return self.backbone.encode(images, self.layers_read)
+        return self.read_layers(images, self.layers_read)
 
     def memory_levels(self, features: Features) -> tuple[Tensor, ...]:
         """Returns the patch tokens of ``memory_layers`` (B, h, w, W), without the linear layers."""

@@ -27,7 +27,8 @@ from vlad.methods.base import Method
 from vlad.methods.losses import PIXEL_LOSSES, Losses, dice_loss
 from vlad.methods.refinement import Head, NoRefinement, Refinement, Zoom
 from vlad.pseudo_anomalies import Random, Synthesizer
-from vlad.types import Batch, Features, Prediction, Preprocess, Requirements, Scores, Tags
+from vlad.seeds import run_seed, steps_done
+from vlad.types import Batch, Features, Prediction, Preprocess, Requirements, Scores, Tags, name_features
 
 __all__ = ["CLIPADA"]
 
@@ -161,12 +162,18 @@ class CLIPADA(Method):
 
     # -- image ---------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Features:
         """Runs the tower on whole images (B, 3, S, S), resized to ``image_size``; the images go along for the zoom."""
         side = self.image_size
         small = images if images.shape[-2:] == (side, side) else self._crop(images, None)
-        return self._encode_views(small)._replace(images=images)
+        start = "" if self.linear else "vv "
+        end = "" if self.linear else f" from {self._local_from}"
+        names = name_features(levels=tuple(f"{start}patches {layer}{end}" for layer in self.layers))
+        return self.frozen(small, self._encode_views, names)._replace(images=images)
+
+    @property
+    def _local_from(self) -> int:
+        return max(1, self.backbone.depth // 4)
 
     def _crop(self, images: Tensor, boxes: Tensor | None) -> Tensor:
         boxes = full_boxes(len(images), images.device) if boxes is None else boxes
@@ -179,7 +186,7 @@ class CLIPADA(Method):
         if self.linear:
             states = tower.run(x, layers=self.layers, need_last=False).hidden_states
         else:  # value-value attention keeps a patch about itself (CLIP Surgery, AnomalyCLIP)
-            branch = AttentionBranch(first=max(1, tower.depth // 4))
+            branch = AttentionBranch(first=self._local_from)
             states = tower.run(x, branch=branch, branch_layers=self.layers, need_last=False).branch
         return Features(tuple(states[layer][:, 1:].unflatten(1, grid) for layer in self.layers))
 
@@ -239,12 +246,15 @@ class CLIPADA(Method):
 
     # -- training ------------------------------------------------------------------------------------------
 
-    def synthesize(self, images: Tensor, textures: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Paints pseudo-anomalies into normal images; the run's seed, the process and the step decide which.
+    def synthesize(
+        self, images: Tensor, textures: Tensor | None = None, random: Random | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Paints pseudo-anomalies into normal images.
 
         Args:
             images: Normalised images (B, 3, S, S).
             textures: Textures that the data module has read (B, 3, S, S), uint8; else what ``synthesis`` names.
+            random: Source of random numbers; by default :meth:`step_random`.
 
         Returns:
             Changed images, normalised, and masks (B, S, S), bool.
@@ -252,31 +262,38 @@ class CLIPADA(Method):
         mean, std = (
             torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.backbone.mean, self.backbone.std)
         )
-        step = self.trainer.fit_loop.epoch_loop.total_batch_idx if self._trainer is not None else 0
-        random = Random(torch.initial_seed(), self.global_rank, max(0, step), device=images.device)
+        random = random or self.step_random()
         changed, mask = self.synthesis((images.float() * std + mean).clamp(0, 1), random, textures)
         return (changed - mean) / std, mask
 
-    def draw_boxes(self, mask: Tensor) -> Tensor:
+    def step_random(self) -> Random:
+        """Returns the random numbers of a training step: the run's seed, the process and the step decide them."""
+        step = steps_done(self.trainer) if self._trainer is not None else 0
+        return Random(run_seed(), self.global_rank, step, device=self.device)
+
+    def draw_boxes(self, mask: Tensor, random: Random) -> Tensor:
         """Draws a square about an anomalous pixel of each image (B, 4), of a side from ``min_side`` to 1."""
-        size = mask.shape[-1]
-        weight = torch.rand(mask.shape, device=mask.device) * (mask + 1e-3)
-        place = weight.flatten(1).argmax(1)
+        size, count = mask.shape[-1], len(mask)
+        pixels = mask.flatten(1) | ~mask.any((1, 2))[:, None]  # any pixel of an image without an anomalous one
+        number = (random.uniform(0, 1, count) * pixels.sum(1)).long()
+        place = torch.searchsorted(pixels.cumsum(1), number[:, None], right=True)[:, 0]
         middle = (torch.stack([place // size, place % size], dim=1) + 0.5) / size
-        side = self.min_side + (1 - self.min_side) * torch.rand(len(mask), 1, device=mask.device)
+        side = self.min_side + (1 - self.min_side) * random.uniform(0, 1, count, 1)
         low, high = (middle - side).clamp(min=0), torch.minimum(middle, 1 - side)
-        corner = low + (high - low) * torch.rand(len(mask), 2, device=mask.device)
+        corner = low + (high - low) * random.uniform(0, 1, count, 2)
         return torch.cat([corner, corner + side], dim=1)
 
     def prepare(self, batch: Batch) -> Batch:
         """Paints pseudo-anomalies; returns the whole images, then the regions about them, at ``image_size``."""
-        images, mask = self.synthesize(batch["image"], batch.get("texture"))
+        random = self.step_random()
+        images, mask = self.synthesize(batch["image"], batch.get("texture"), random)
         boxes = [full_boxes(len(images), images.device)]
         if self.losses.region_view:
-            boxes.append(self.draw_boxes(mask))
+            boxes.append(self.draw_boxes(mask, random))
         views = torch.cat([self._crop(images, b) for b in boxes])
         targets = torch.cat([self._crop(mask[:, None].float(), b)[:, 0] > 0.5 for b in boxes])
-        return {**batch, "image": views, "mask": targets}
+        whole = torch.arange(len(views), device=mask.device) < len(images)
+        return {**batch, "image": views, "mask": targets, "fixed": whole & ~targets.flatten(1).any(1)}
 
     def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns pixel and Dice loss, of the whole images and of regions.

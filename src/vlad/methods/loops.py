@@ -11,15 +11,22 @@ from torch import Tensor
 
 from vlad.checkpoint import Restorable, check_loaded, slim
 from vlad.errors import MethodError
+from vlad.seeds import run_seed, seed_step, steps_done
 from vlad.types import Batch, Features, Prediction, Tags
 
 __all__ = ["Loops"]
 
 
 class Loops(LightningModule):
-    """What Lightning calls; :class:`vlad.Method` says what is computed."""
+    """What Lightning calls; :class:`vlad.Method` says what is computed.
+
+    Attributes:
+        origin: See :class:`vlad.Method`.
+        fixed: Which images of a training batch are the same in every epoch, while they are encoded; None for all.
+    """
 
     origin: str
+    fixed: Tensor | None = None
 
     @property
     def tags(self) -> Tags:
@@ -86,10 +93,17 @@ class Loops(LightningModule):
         """From here on the parameters are trained ones."""
         self.origin = "fit"
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds the step, so that what is drawn in it is the same in a training that was interrupted before."""
+        seed_step(run_seed(), self.global_rank, steps_done(self.trainer))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs the terms of the loss, step by step and as means over the epoch, and returns their sum."""
         batch = self.prepare(batch)
-        terms = self.loss(self.encode_for_loss(batch["image"]), batch)
+        self.fixed = batch.get("fixed")
+        features = self.encode_for_loss(batch["image"])
+        self.fixed = None
+        terms = self.loss(features, batch)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         size = len(batch["image"])
         self.log("train/loss", total, prog_bar=True, batch_size=size)

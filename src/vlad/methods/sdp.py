@@ -18,7 +18,7 @@ from vlad.encoders import Encoder
 from vlad.methods.base import Method
 from vlad.methods.representative import Representative, representative_vector
 from vlad.prompts import load_prompts
-from vlad.types import Features, Prediction, Scores, Tags
+from vlad.types import Features, Prediction, Scores, Tags, name_features
 
 __all__ = ["SDP"]
 
@@ -104,27 +104,37 @@ class SDP(Method):
         """
         return self._encode(images, staged=True)
 
-    @torch.no_grad()
     def _encode(self, images: Tensor, *, staged: bool) -> Features:
+        """Runs the ordinary path and, where asked for, the staged one."""
         tower = self.backbone.image
         depth = tower.depth
         ends = {layer: self.stage_end(layer) for layer in self.layers}
-        tokens = tower.run(
-            tower.embed(images),
-            layers={depth} & set(self.layers),
-            attended={layer + 1 for layer in self.layers if layer < depth},
-            branch=AttentionBranch(first=1, restarts=self.stages) if staged else None,
-            branch_layers=set(ends.values()) if staged else (),
-            need_last=depth in self.layers,
+
+        def compute(images: Tensor) -> Features:
+            tokens = tower.run(
+                tower.embed(images),
+                layers={depth} & set(self.layers),
+                attended={layer + 1 for layer in self.layers if layer < depth},
+                branch=AttentionBranch(first=1, restarts=self.stages) if staged else None,
+                branch_layers=set(ends.values()) if staged else (),
+                need_last=depth in self.layers,
+            )
+            states = {**tokens.attended, **{depth + 1: tokens.hidden_states.get(depth)}}
+            ordinary = [states[layer + 1] for layer in self.layers]
+            grid = tower.grid(*images.shape[-2:])
+            return Features(
+                levels=tuple(state[:, 1:].unflatten(1, grid) for state in ordinary),
+                classes=tuple(state[:, 0] for state in ordinary),
+                branch=tuple(tokens.branch[ends[layer]][:, 1:].unflatten(1, grid) for layer in self.layers if staged),
+            )
+
+        places = [f"attended in {layer + 1}" if layer < depth else str(depth) for layer in self.layers]
+        names = name_features(
+            levels=tuple(f"patches {place}" for place in places),
+            classes=tuple(f"class {place}" for place in places),
+            branch=tuple(f"vv patches {ends[layer]} from 1 anew at {self.stages}" for layer in self.layers if staged),
         )
-        states = {**tokens.attended, **{depth + 1: tokens.hidden_states.get(depth)}}
-        ordinary = [states[layer + 1] for layer in self.layers]
-        grid = tower.grid(*images.shape[-2:])
-        return Features(
-            levels=tuple(state[:, 1:].unflatten(1, grid) for state in ordinary),
-            classes=tuple(state[:, 0] for state in ordinary),
-            branch=tuple(tokens.branch[ends[layer]][:, 1:].unflatten(1, grid) for layer in self.layers if staged),
-        )
+        return self.frozen(images, compute, names)
 
     def compare(self, features: Features, text: Tensor, references: tuple[Tensor, ...] | None = None) -> Scores:
         """Compares staged tokens with the text: "feature surgery" in closed form, summed over layers.

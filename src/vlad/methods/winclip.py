@@ -20,7 +20,7 @@ from vlad.errors import MethodError, nearest
 from vlad.memory import nearest_distance
 from vlad.methods.base import Method
 from vlad.methods.winclip_prompts import SENTENCES, Sentences
-from vlad.types import Features, Prediction, Preprocess, Requirements, Scores
+from vlad.types import Features, Prediction, Preprocess, Requirements, Scores, name_features
 
 __all__ = ["WinCLIP"]
 
@@ -104,7 +104,6 @@ class WinCLIP(Method):
 
     # -- image ---------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Features:
         """Embeds the image and every window of every scale.
 
@@ -112,6 +111,11 @@ class WinCLIP(Method):
             As ``levels`` the window embeddings of each scale (B, h - s + 1, w - s + 1, D) and, where references are
             compared, the patch tokens of the last block (B, h, w, W); as ``image`` the embedding (B, D).
         """
+        patches = ("patches of the last block, normed",) if self.memory.in_use else ()
+        names = name_features(levels=(*(f"windows of {side}" for side in self.scales), *patches), image="embedding")
+        return self.frozen(images, self._encode, names)
+
+    def _encode(self, images: Tensor) -> Features:
         tower = self.backbone.image
         x, grid = tower.embed(images), tower.grid(images.shape[-2], images.shape[-1])
         self._check_scales(grid)
