@@ -10,68 +10,67 @@ measured (TABLE.json) is kept and used again.
 import argparse
 import json
 import statistics
-import tempfile
 from pathlib import Path
+from typing import Any
 
-from vlad.cli import main as vlad
+from lightning.pytorch import Trainer
+
+import vlad
+from vlad.callbacks import CachedFeatures
+from vlad.cli import main as command
+from vlad.datamodules import AnomalyDataModule
 from vlad.files import write_json, write_text
+from vlad.methods.base import Method
 
 METRICS = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP", "pixel_auroc": "pixel AUROC", "pixel_aupro": "PRO"}
-TINY = ["--model.backbone", "vlad-tiny", "--model.image_size", "96"]
-METHODS: dict[str, dict[str, list[str]]] = {
-    "sdp": {"model": ["--model.sigma", "3"]},
-    "sdp_plus": {
-        "model": ["--model.sigma", "3", "--model.lr", "1e-3"],
-        "fit": ["--data.train", "synthetic_aux", "--trainer.max_epochs", "1"],
-    },
-    "adaclip": {
-        "model": ["--model.sigma", "3", "--model.lr", "2e-3", "--model.depth", "2"],
-        "fit": ["--data.train", "synthetic_aux", "--trainer.max_epochs", "1"],
-    },
-    "clip_ada": {
-        "model": ["--model.sigma", "3", "--model.full_size", "128", "--model.synthesis.recipe", "mixed"],
-        "fit": ["--data.train", "synthetic", "--trainer.max_epochs", "1"],
-    },
-    "april_gan": {
-        "model": ["--model.sigma", "3", "--model.layers", "[3,6,9,12]"],
-        "fit": ["--data.train", "synthetic_aux", "--trainer.max_epochs", "1"],
-    },
-    "anomalyclip": {
-        "model": ["--model.sigma", "3"],
-        "fit": ["--data.train", "synthetic_aux", "--trainer.max_epochs", "1"],
-    },
-    "winclip": {"model": ["--model.scales", "[4,6]"]},
-    "patch_memory": {"model": ["--model.sigma", "3", "--model.layers", "[3,6]"]},
+AUXILIARY = ["--data.train", "synthetic_aux", "--trainer.max_epochs", "1"]
+# name -> settings that fit vlad-tiny, and how it is trained
+METHODS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "sdp": ({"sigma": 3}, []),
+    "sdp_plus": ({"sigma": 3, "lr": 1e-3}, AUXILIARY),
+    "adaclip": ({"sigma": 3, "lr": 2e-3, "depth": 2}, AUXILIARY),
+    "clip_ada": (
+        {"sigma": 3, "full_size": 128, "synthesis": {"recipe": "mixed"}},
+        ["--data.train", "synthetic", "--trainer.max_epochs", "1"],
+    ),
+    "april_gan": ({"sigma": 3, "layers": [3, 6, 9, 12]}, AUXILIARY),
+    "anomalyclip": ({"sigma": 3}, AUXILIARY),
+    "winclip": ({"scales": [4, 6]}, []),
+    "patch_memory": ({"sigma": 3, "layers": [3, 6]}, []),
 }
-QUIET = [
-    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--data.num_workers", "0"),
-    *("--features.cache", "true"),  # each method encodes an image once, whatever the number of draws
-]
+NEEDS_REFERENCES = {"patch_memory"}
+TINY = {"backbone": "vlad-tiny", "pretrained": None, "image_size": 96}
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--data.num_workers", "0"]
 
 
-def fit(name: str, folder: Path) -> list[str]:
-    """Returns the arguments that give a method: trained where it trains."""
-    method = METHODS[name]
-    model = ["--model", name, *TINY, *method["model"]]
-    if "fit" not in method:
-        return model
-    here = ["--trainer.default_root_dir", str(folder / name)]
-    known = any(folder.glob(f"{name}/*/*/checkpoints/*.ckpt"))
-    if not known and vlad(["fit", *model, *method["fit"], "--data.batch_size", "16", *here, *QUIET]):
-        raise SystemExit("fit failed")
-    (checkpoint,) = folder.glob(f"{name}/*/*/checkpoints/*.ckpt")
-    return ["--ckpt_path", str(checkpoint.parent.parent)]
+def build(name: str, folder: Path) -> Method:
+    """Returns a method, trained where it trains; what was trained before is read."""
+    settings, training = METHODS[name]
+    if not training:
+        return vlad.load(name, **TINY, **settings).method
+    runs = folder / name
+    if not any(runs.glob("*/*/checkpoints/*.ckpt")):
+        given = {f"--model.{option}": value for option, value in {**TINY, **settings}.items() if value is not None}
+        model = [text for option, value in given.items() for text in (option, json.dumps(value).strip('"'))]
+        options = ["--data.batch_size", "16", "--trainer.default_root_dir", str(runs), *QUIET]
+        if command(["fit", "--model", name, *model, *training, *options]):
+            raise SystemExit("fit failed")
+    (checkpoint,) = runs.glob("*/*/checkpoints/*.ckpt")
+    return vlad.load(checkpoint.parent.parent).method
 
 
-def measure(method: list[str], data: list[str], shots: int, draw: int) -> dict[str, float]:
+def measure(method: Method, data: dict[str, str], shots: int, draw: int) -> dict[str, float]:
     """Returns the means of the metrics over the categories."""
-    with tempfile.TemporaryDirectory() as folder:
-        few = ["--shots", str(shots), "--seed_everything", str(draw)]
-        here = ["--trainer.default_root_dir", folder, "--heatmaps.enabled", "false", "--data.batch_size", "32"]
-        if vlad(["test", *method, *data, *few, *here, *QUIET]):
-            raise SystemExit("test failed")
-        (found,) = Path(folder).glob("*/*/test_metrics.json")
-        return json.loads(found.read_text())["mean"]
+    images = AnomalyDataModule(**data, shots=shots, seed=draw, batch_size=32, num_workers=0)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[CachedFeatures(cache=True)],  # an image is encoded once, whatever the number of draws
+    )
+    result = trainer.test(method, images.require(method.requirements), verbose=False)[0]
+    return {name: result[f"test/{name}"] for name in METRICS if f"test/{name}" in result}
 
 
 def cell(values: list[float | None]) -> str:
@@ -89,7 +88,8 @@ def table(results: dict[str, dict[str, float]], methods: list[str], shots: list[
         for k in shots:
             runs = [results[key] for draw in range(draws) if (key := f"{name} {k} {draw}") in results]
             if runs:
-                lines.append(f"| {name} | {k} | " + " | ".join(cell([run[m] for run in runs]) for m in METRICS) + " |")
+                cells = " | ".join(cell([run.get(metric) for run in runs]) for metric in METRICS)
+                lines.append(f"| {name} | {k} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
@@ -102,15 +102,15 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/few_shot.md"))
     options = parser.parse_args()
-    data = ["--data.test", options.test, *(["--data.root", options.root] if options.root else [])]
+    data = {"test": options.test, **({"root": options.root} if options.root else {})}
     store = options.out.with_suffix(".json")
     results = json.loads(store.read_text()) if store.exists() else {}
     for name in options.methods:
         wanted = [(k, draw) for k in options.shots for draw in range(options.draws if k else 1)]
-        wanted = [(k, draw) for k, draw in wanted if k or name != "patch_memory"]
+        wanted = [(k, draw) for k, draw in wanted if k or name not in NEEDS_REFERENCES]
         missing = [(k, draw) for k, draw in wanted if f"{name} {k} {draw}" not in results]
         if missing:
-            method = fit(name, options.out.parent / "few_shot")
+            method = build(name, options.out.parent / "few_shot")
             for k, draw in missing:
                 results[f"{name} {k} {draw}"] = measure(method, data, k, draw)
                 write_json(store, results)

@@ -15,11 +15,21 @@ DATA = Path(__file__).parent / "data"
 SMALL = {  # settings of a method that fit the tiny CLIP: four blocks in the image tower, two in the text tower
     "sdp": {"layers": [2, 4]},
     "sdp_plus": {"layers": [2, 4]},
+    "aa_clip": {"layers": [2, 4]},
     "adaclip": {"depth": 2, "length": 3, "clusters": 3},
+    "af_clip": {"layers": [2, 4]},
     "anomalyclip": {},
+    "anomalydino": {},
     "april_gan": {"layers": [2, 4]},
+    "bayes_pfl": {"layers": [2, 4], "samples": 2, "flows": 3},
     "clip_ada": {"layers": [2, 4], "full_size": 96, "sigma": 2.0},
+    "faprompt": {},
+    "crane": {},
+    "crane_plus": {"dino": "vlad-tiny"},
+    "mrad": {},
+    "musc": {"degrees": [1, 3]},
     "patch_memory": {"layers": [2, 4]},
+    "visualad": {"layers": [2, 4]},
     "winclip": {},
 }
 GOLDENS: list["Golden"] = []  # for the summary of deviations at the end of a run
@@ -50,16 +60,18 @@ def golden(folder: Path, target: Path) -> Golden:
     state = load_file(folder / "clip.safetensors")
     ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows")
     config = meta["cfg"]
-    config["vision_cfg"]["image_size"] = meta["image_size"]  # stored after the position resize
+    side = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+    config["vision_cfg"]["image_size"] = side * config["vision_cfg"]["patch_size"]  # some are stored after the resize
     words = torch.zeros(config["text_cfg"]["vocab_size"], config["text_cfg"]["width"])
-    words[ids] = rows
+    words[ids] = rows.float()
     state["token_embedding.weight"] = words
     import open_clip
 
     model = open_clip.CLIP(**config)
     model.load_state_dict(state)
     backbone = save_local(model, config, target)
-    outputs, method = load_file(folder / "outputs.safetensors"), load_file(folder / "method.safetensors")
+    outputs, trained = load_file(folder / "outputs.safetensors"), folder / "method.safetensors"
+    method = load_file(trained) if trained.is_file() else {}  # a training-free method has none
     GOLDENS.append(Golden(folder.relative_to(DATA).as_posix(), backbone, meta, outputs, method))
     return GOLDENS[-1]
 

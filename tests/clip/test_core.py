@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from vlad.clip import AttentionBranch, Backbone, Numerics, append_prompts, overwrite_prompts, run_blocks
+from vlad.clip.attention import attend
 from vlad.clip.backbone import random_clip, save_local
-from vlad.clip.similarity import smooth, to_grid, upsample, zero_to_one
+from vlad.clip.similarity import restrict_patches, smooth, to_grid, upsample, zero_to_one
 from vlad.clip.text import PackedSentences, pack_sentences
 from vlad.encoders.positions import resize_positions
 from vlad.errors import BackboneError
@@ -170,6 +171,29 @@ def test_the_branch_follows_its_definition(backbone, images):
     close(tokens.branch[4], update(4, plain.hidden_states[3]))
 
 
+@torch.no_grad()
+def test_tokens_are_edited_behind_a_block_and_its_attention_replaced(backbone, images):
+    tower, seen = backbone.image, []
+    x = tower.embed(images)
+    plain = tower.run(x, layers=[1, 2])
+
+    def double(number, x):
+        return 2 * x if number == 1 else x
+
+    def own(number, q, k, v):
+        seen.append((number, tuple(v.shape)))
+        return attend(q, k, v)
+
+    edited = tower.run(x, layers=[1], after=double)
+    close(edited.hidden_states[1], 2 * plain.hidden_states[1])  # read behind the edit
+    blocks = tower.visual.transformer.resblocks
+    close(edited.last, run_blocks(blocks[1:], edited.hidden_states[1]).last)
+    close(tower.run(x, attention=own).last, plain.last)
+    assert seen == [(number, (3, 3, 17, 16)) for number in range(1, 5)]
+    values = tower.run(x, layers=[1], attention=lambda n, q, k, v: attend(v, v, v))
+    assert (values.hidden_states[1] - plain.hidden_states[1]).abs().max() > 1e-2
+
+
 def test_contradictions_are_refused(backbone, images):
     blocks, x = backbone.image.visual.transformer.resblocks, backbone.image.embed(images)
     with pytest.raises(ValueError, match="from 1 to 4, got"):
@@ -248,6 +272,14 @@ def test_maps_may_be_rectangular():
 
     expected = torch.from_numpy(gaussian_filter(large[0].double().numpy(), 3.0))
     torch.testing.assert_close(smooth(large, 3.0)[0].double(), expected, rtol=0, atol=1e-5)
+
+
+def test_patches_of_which_no_pixel_is_inspected():
+    values = torch.tensor([[[1.0, 9.0], [3.0, 2.0]]])
+    roi = torch.zeros(1, 8, 8, dtype=torch.bool)
+    roi[0, 3:, :4] = True  # one row of pixels of the first patch, all of the one below it
+    assert restrict_patches(values, roi).tolist() == [[[1, 1], [3, 1]]]
+    assert restrict_patches(values, None) is values
 
 
 def test_zero_to_one_of_a_constant_is_zero():

@@ -16,7 +16,7 @@ from vlad.errors import MethodError
 from vlad.methods.clip_ada import CLIPADA
 from vlad.methods.losses import Losses, balanced_bce_loss
 from vlad.methods.refinement import Head, NoRefinement, Refinement, Zoom
-from vlad.pseudo_anomalies import Synthesizer
+from vlad.pseudo_anomalies import Random, Synthesizer
 from vlad.testing import random_batch
 
 
@@ -121,8 +121,7 @@ def test_weight_decay_is_for_linear_maps_alone(tiny):
 
 def test_the_same_seed_paints_the_same(tiny, batch):
     def painted(seed):
-        torch.manual_seed(seed)
-        return build(tiny).synthesize(batch["image"])
+        return build(tiny).synthesize(batch["image"], random=Random(seed))
 
     a, b = painted(0), painted(0)
     assert torch.equal(a[0], b[0])
@@ -136,7 +135,7 @@ def test_every_batch_is_painted_anew(tiny, mvtec):
     """Also where gradients are accumulated over several."""
     method, seen = build(tiny), []
     paint = method.synthesize
-    method.synthesize = lambda *images: seen.append(paint(*images)) or seen[-1]
+    method.synthesize = lambda *given: seen.append(paint(*given)) or seen[-1]
     data = AnomalyDataModule(root=str(mvtec), train="mvtec_ad", batch_size=2, num_workers=0)
     data.require(method.requirements)
     Trainer(
@@ -163,7 +162,7 @@ def test_regions_of_training_hold_an_anomalous_pixel(tiny):
     mask = torch.zeros(64, 50, 50, dtype=torch.bool)
     mask[:, 40:44, 3:6] = True
     mask[32:] = False
-    boxes = method.draw_boxes(mask)
+    boxes = method.draw_boxes(mask, Random(0))
     side = boxes[:, 2] - boxes[:, 0]
     torch.testing.assert_close(side, boxes[:, 3] - boxes[:, 1])
     assert 0.4 <= float(side.min()) <= float(side.max()) <= 1
@@ -171,6 +170,8 @@ def test_regions_of_training_hold_an_anomalous_pixel(tiny):
     assert (boxes[:32, 0] <= 43.5 / 50).all()
     assert (boxes[:32, 2] >= 40.5 / 50).all()
     assert (boxes[:32, 1] <= 5.5 / 50).all()
+    assert torch.equal(boxes, method.draw_boxes(mask, Random(0)))
+    assert len(boxes[32:, :2].unique(dim=0)) > 16  # anywhere, where nothing is anomalous
 
 
 def test_rate_falls_at_the_end(tiny, tmp_path):

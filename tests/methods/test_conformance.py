@@ -30,7 +30,8 @@ def test_what_cannot_be_exported_says_why(tiny):
     for name in NAMES:
         method = vlad.get_method(name)(backbone=tiny, image_size=64, **SMALL[name])
         reasons |= {name: method.tags.no_export} if method.tags.no_export else {}
-    assert list(reasons) == ["clip_ada"]
+    assert list(reasons) == ["clip_ada", "musc"]
+    assert "a set is scored" in reasons["musc"]
     assert "connected components" in reasons["clip_ada"]
 
 

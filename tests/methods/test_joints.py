@@ -57,7 +57,7 @@ def test_scores(name, levels, image, refined, tiny):
     assert scores.memory is None
 
 
-@pytest.mark.parametrize("name", list(SMALL))
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "musc"])  # which scores whole sets alone
 @torch.no_grad()
 def test_forward_is_the_three_joints_and_score_takes_names(name, tiny):
     method = build(name, tiny)

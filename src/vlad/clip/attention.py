@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 __all__ = ["LocalAttention", "attend", "local_attention", "project_out", "project_qkv"]
 
-LocalAttention = Literal["vv", "kk", "qq"]
+LocalAttention = Literal["vv", "kk", "qq", "qq+kk+vv"]
 
 
 def project_qkv(attention: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +56,8 @@ def local_attention(kind: LocalAttention, q: Tensor, k: Tensor, v: Tensor) -> Te
 
     Args:
         kind: ``"vv"`` (CLIP Surgery, CLIP-AD, AnomalyCLIP), ``"kk"`` or ``"qq"``: which projection is
-            compared with itself. The scale is that of the ordinary attention.
+            compared with itself; ``"qq+kk+vv"``: the sum of the three, not their mean (Crane). The scale is that of
+            the ordinary attention.
         q: Queries (B, heads, N, d).
         k: Keys (B, heads, N, d).
         v: Values (B, heads, N, d).
@@ -64,6 +65,8 @@ def local_attention(kind: LocalAttention, q: Tensor, k: Tensor, v: Tensor) -> Te
     Returns:
         Attended values (B, N, heads · d), before the output projection.
     """
+    if kind == "qq+kk+vv":
+        return attend(q, q, v) + attend(k, k, v) + attend(v, v, v)
     same = {"vv": v, "kk": k, "qq": q}[kind]
     return attend(same, same, v)
 

@@ -73,6 +73,8 @@ def run_blocks(
     branch: AttentionBranch | None = None,
     branch_layers: Collection[int] = (),
     before: TokenEdit | None = None,
+    after: TokenEdit | None = None,
+    attention: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
     need_last: bool = True,
     class_token_only: bool = False,
 ) -> Tokens:
@@ -90,6 +92,9 @@ def run_blocks(
         branch: A second residual branch with self-self attention, or None.
         branch_layers: Blocks after which the branch is returned; needs ``branch``.
         before: Edit of the tokens ahead of each block.
+        after: Edit of the tokens behind each block, which ``layers`` and ``last`` are of.
+        attention: What takes the place of a block's own attention: from its number and its queries, keys and values
+            (B, heads, N, W / heads) makes attended values (B, N, W), ahead of the output projection.
         need_last: Whether the output of the whole stack is needed. If not, blocks after the last layer asked for are
             not run.
         class_token_only: Whether only token 0 of the last block is needed; it is then the only one computed,
@@ -129,12 +134,15 @@ def run_blocks(
             break
         if class_token_only and number == depth:
             q, x = q[:, :, :1], x[:, :1]
-        x = x + block.ls_1(project_out(block.attn, attend(q, k, v, mask)))
+        values = attend(q, k, v, mask) if attention is None else attention(number, q, k, v)
+        x = x + block.ls_1(project_out(block.attn, values))
         if number in attended:
             tokens.attended[number] = x
         if number == stop and not need_last and number not in layers:
             break
         x = x + block.ls_2(_mlp(block.mlp, block.ln_2(x)))
+        if after is not None:
+            x = after(number, x)
         if number in layers:
             tokens.hidden_states[number] = x
     tokens.last = x

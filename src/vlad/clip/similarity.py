@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["normalize", "restrict", "smooth", "to_grid", "upsample", "zero_to_one"]
+__all__ = ["normalize", "restrict", "restrict_patches", "smooth", "to_grid", "upsample", "zero_to_one"]
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -110,6 +110,18 @@ def restrict(maps: Tensor, roi: Tensor | None) -> Tensor:
         return maps
     lowest = maps.masked_fill(~roi, torch.inf).amin((1, 2), keepdim=True)
     return torch.where(roi, maps, lowest)
+
+
+def restrict_patches(values: Tensor, roi: Tensor | None) -> Tensor:
+    """Gives the patches of which no pixel is inspected the lowest value of the others.
+
+    Args:
+        values: Values on the patch grid (B, h, w).
+        roi: Pixels that are inspected (B, H, W), as in :func:`restrict`.
+    """
+    if roi is None:
+        return values
+    return restrict(values, F.adaptive_max_pool2d(roi[:, None].float(), values.shape[-2:])[:, 0] > 0)
 
 
 def zero_to_one(scores: Tensor) -> Tensor:

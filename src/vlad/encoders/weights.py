@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vlad.errors import BackboneError
+from vlad.torch_files import load_torch
 
 __all__ = ["RANDOM", "Source", "find_in_folder", "fingerprint", "load_all", "read_tensors"]
 
@@ -108,7 +109,7 @@ def _read(path: Path) -> object:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*TorchScript archive")  # refused below, in our words
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return load_torch(path)
     except pickle.UnpicklingError as error:
         raise BackboneError(
             f"{path} is refused: it holds Python objects besides tensors, which could run code when loaded; "

@@ -6,33 +6,40 @@ Source: Zhou et al., "AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlad.checkpoint import read_file
-from vlad.clip.blocks import AttentionBranch
 from vlad.clip.numerics import Numerics
-from vlad.clip.prompt_tokens import overwrite_prompts
 from vlad.clip.similarity import normalize, upsample
 from vlad.encoders import Encoder
 from vlad.errors import MethodError
-from vlad.methods.anomalyclip_published import PUBLISHED, published_state, read_settings
-from vlad.methods.base import Method
-from vlad.methods.losses import dice_loss, focal_loss
-from vlad.published import locate
-from vlad.types import Batch, Features, Scores, Tags, known_masks
+from vlad.methods.learned_prompts import LearnedPrompts
+from vlad.methods.losses import map_losses
+from vlad.methods.two_paths import two_paths
+from vlad.published import InRepository
+from vlad.types import Batch, Features, Scores, known_masks
 
 __all__ = ["AnomalyCLIP"]
 
-OBJECT, STATES = "object", ("", "damaged ")
-"""What stands for every class, and what is said of it when normal and when abnormal."""
+_PUBLISHED = {  # by the set that they were trained on; the folders there are named after the set tested
+    name: InRepository(
+        "zqhang/AnomalyCLIP",
+        f"checkpoints/{folder}/epoch_15.pth",
+        sha256="",
+        commit="45ed4dd35c05797d854294b5e8d585c545920089",
+        blob=blob,
+    )
+    for name, folder, blob in (
+        ("mvtec", "9_12_4_multiscale_visa", "72adc786e031b49ea288ba5f815f0d38cf158708"),
+        ("visa", "9_12_4_multiscale", "c90f1d9d92d158b436a8fc193f984d4cec8b1fc8"),
+    )
+}
 
 
-class AnomalyCLIP(Method):
+class AnomalyCLIP(LearnedPrompts):
     """AnomalyCLIP: object-agnostic learned prompts, diagonally prominent attention (DPAM).
 
     Two sentences are learned, "[words] object." and "[words] damaged object.", with deep prompts in the text tower;
@@ -45,7 +52,7 @@ class AnomalyCLIP(Method):
 
     epochs = 15  # the published recipe, used when neither max_epochs nor max_steps is given
     numerics = Numerics(position_resize="bilinear", position_antialias=False)
-    published_weights = PUBLISHED
+    published_weights = _PUBLISHED
 
     def __init__(
         self,
@@ -88,102 +95,25 @@ class AnomalyCLIP(Method):
             lr: Learning rate of Adam.
         """
         super().__init__(backbone=backbone, pretrained=pretrained, image_size=image_size, layers=layers, sigma=sigma)
-        image, text = self.backbone.image, self.text_tower
-        self.layers = self.layers or (image.depth,)
-        self.local_from = max(1, image.depth // 4) if local_from is None else local_from
-        weights = weights and str(locate(weights, self.published_weights))
-        known = read_settings(read_file(weights)) if weights else {}
-        self.length: int = known.get("length", 12) if length is None else length
-        self.depth: int = known.get("depth", min(9, text.depth)) if depth is None else depth
-        self.deep_length: int = known.get("deep_length", min(4, self.length)) if deep_length is None else deep_length
-        # What was read off a file is known to a checkpoint, which comes without it.
-        self.hparams.update({name: getattr(self, name) for name in ("length", "depth", "deep_length")})
-        self._check_settings()
-        self.temperature, self.local_weight, self.half_prompts, self.lr = temperature, local_weight, half_prompts, lr
-        self.words = nn.Parameter(0.02 * torch.randn(2, self.length, text.width))
-        self.deep_prompts = nn.ParameterDict(
-            {
-                f"block_{block}": nn.Parameter(0.02 * torch.randn(self.deep_length, text.width))
-                for block in range(2, self.depth + 1)
-            }
-        )
-        self._text_version: tuple[tuple[int, int], ...] = ()
+        depth_of_image = self.backbone.image.depth
+        self.layers = self.layers or (depth_of_image,)
+        self.local_from = max(1, depth_of_image // 4) if local_from is None else local_from
+        if self.local_from < 1:
+            raise MethodError(f"local_from is a block number, from 1; got {self.local_from}")
+        self.temperature, self.local_weight, self.lr = temperature, local_weight, lr
+        weights = self.build_prompts(weights, length, depth, deep_length, half_prompts)
         if weights is not None:
             self.load_weights(weights)
 
-    def _check_settings(self) -> None:
-        deepest, longest = self.text_tower.depth, self.text_tower.context_length - 5  # start, state, object, ., end
-        if self.local_from < 1:
-            raise MethodError(f"local_from is a block number, from 1; got {self.local_from}")
-        if not 1 <= self.depth <= deepest:
-            raise MethodError(f"depth must be from 1 to {deepest}, got {self.depth}")
-        if not 1 <= self.deep_length <= self.length <= longest:
-            raise MethodError(
-                f"deep_length must be from 1 to length, and length at most {longest}; got {self.deep_length} and "
-                f"{self.length}"
-            )
-
-    # -- text ----------------------------------------------------------------------------------------------
-
-    def sentences(self) -> list[str]:
-        """Returns the normal and the abnormal sentence, with an X where a word is learned."""
-        words = " ".join(["X"] * self.length)
-        return [f"{words} {state}{OBJECT}." for state in STATES]
-
-    def encode_text(self) -> Tensor:
-        """Runs the two sentences through the text tower: unit vectors (2, D), normal and abnormal."""
-        tower = self.text_tower
-        ids = tower.tokenize(self.sentences())
-        fixed = tower.embed(ids)
-        words = torch.cat([fixed[:, :1], self.words.to(fixed.dtype), fixed[:, 1 + self.length :]], dim=1)
-        prompts = {int(name.removeprefix("block_")): p.expand(2, -1, -1) for name, p in self.deep_prompts.items()}
-        if self.half_prompts:  # rounded once per sentence, as are their gradients
-            prompts = {block: prompt.half().to(prompt.dtype) for block, prompt in prompts.items()}
-        return normalize(tower.run(words, tower.ends(ids), before=overwrite_prompts(prompts)).float())
-
-    def class_text(self, class_name: str) -> Tensor:
-        """Returns the two text vectors (2, D), the same for every class."""
-        return self.encode_text()
-
-    def texts(self, class_names: Sequence[str]) -> Tensor:
-        """Returns the text vectors (B, 2, D); outside of training they are kept until the prompts change."""
-        if self.training:
-            return self.encode_text().expand(len(class_names), -1, -1)
-        version = tuple((p._version, p.data_ptr()) for p in self.parameters() if p.requires_grad)
-        if self._text_version != version:
-            self._texts.clear()
-            self._text_version = version
-        return self._texts([OBJECT] * len(class_names), self.device)
-
-    @property
-    def tags(self) -> Tags:
-        """Class names do not matter."""
-        return Tags(class_names=False)
-
     # -- image ---------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Features:
         """Runs both paths; patches of the local one, and the class token of the original one, in the joint space.
 
-        The local path takes the values of the original one and never feeds back. A layer ahead of it gives the
-        original path's patches. The class token skips ``ln_post``, as the published prompts were trained with.
+        A layer ahead of the local path gives the original path's patches. The class token skips ``ln_post``, as the
+        published prompts were trained with.
         """
-        tower = self.backbone.image
-        local = [layer for layer in self.layers if layer >= self.local_from]
-        plain = [layer for layer in self.layers if layer < self.local_from]
-        tokens = tower.run(
-            tower.embed(images),
-            layers=plain,
-            branch=AttentionBranch(first=self.local_from) if local else None,
-            branch_layers=local,
-            class_token_only=tower.depth not in plain,
-        )
-        states, grid = {**tokens.hidden_states, **tokens.branch}, tower.grid(*images.shape[-2:])
-        return Features(
-            levels=tuple(tower.project(states[layer][:, 1:]).unflatten(1, grid) for layer in self.layers),
-            image=tower.project(tokens.last[:, 0], norm=False),
-        )
+        return two_paths(self, images, self.layers, self.local_from)
 
     def compare(self, features: Features, text: Tensor, references: tuple[Tensor, ...] | None = None) -> Scores:
         """Compares patches and the whole image with the two text vectors.
@@ -219,7 +149,7 @@ class AnomalyCLIP(Method):
 
         Anomalous images without a mask teach the image score alone.
         """
-        scores = self.compare(features, self.texts([OBJECT] * len(batch["image"])))
+        scores = self.compare(features, self.texts(batch["class_name"]))
         assert scores.image is not None
         known = known_masks(batch)
         return self.losses(scores.patches[known], scores.image[:, 0], batch["mask"][known], batch["label"])
@@ -236,25 +166,14 @@ class AnomalyCLIP(Method):
         terms = {"image": F.binary_cross_entropy_with_logits(whole, label.to(whole.dtype))}
         if not len(mask):
             return {**terms, **dict.fromkeys(("focal", "dice", "dice_normal"), 0 * margins.sum())}
-        mask, size = mask.bool(), (mask.shape[-2], mask.shape[-1])
-        local: dict[str, list[Tensor]] = {"focal": [], "dice": [], "dice_normal": []}
-        for margin in margins.unbind(1):  # probabilities are upsampled, not logits
-            abnormal = upsample(margin.sigmoid(), size, align_corners=False)
-            normal = upsample(margin.neg().sigmoid(), size, align_corners=False)
-            local["focal"].append(focal_loss(torch.stack([normal, abnormal], dim=1), mask))
-            local["dice"].append(dice_loss(abnormal, mask))
-            local["dice_normal"].append(dice_loss(normal, ~mask))
-        return terms | {name: self.local_weight * torch.stack(values).sum() for name, values in local.items()}
+        size = (mask.shape[-2], mask.shape[-1])
+        maps = [  # probabilities are upsampled, not logits
+            tuple(upsample(one.sigmoid(), size, align_corners=False) for one in (margin.neg(), margin))
+            for margin in margins.unbind(1)
+        ]
+        return terms | {name: self.local_weight * value for name, value in map_losses(maps, mask).items()}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam over the words and deep prompts, no schedule, as published."""
         trained = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.Adam(trained, lr=self.lr, betas=(0.5, 0.999))
-
-    # -- published files -----------------------------------------------------------------------------------
-
-    def published_state(self, file: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Maps the released names ``prompt_learner/*`` to ours; refuses what was trained on another CLIP."""
-        tower = self.text_tower
-        ids = tower.tokenize(self.sentences())
-        return published_state(file, ids, tower.embed(ids[:, :1]))

@@ -16,7 +16,8 @@ from vlad.clip.numerics import Numerics
 from vlad.clip.similarity import normalize, restrict, upsample, zero_to_one
 from vlad.encoders import Encoder
 from vlad.methods.base import Method
-from vlad.methods.losses import dice_loss, focal_loss, two_classes
+from vlad.methods.heads import cosine_margin
+from vlad.methods.losses import margin_losses
 from vlad.prompts import load_prompts
 from vlad.published import InRepository
 from vlad.types import Batch, Features, Prediction, Scores, Tags, known_masks
@@ -133,10 +134,10 @@ class AprilGAN(Method):
 
     def margins(self, features: Features, text: Tensor) -> Tensor:
         """Returns logit margins on the patch grid (B, L, h, w): 100 · (cos abnormal − cos normal) of each layer."""
-        difference = 100 * (text[:, 1] - text[:, 0]).float()[:, None, :, None]  # (B, 1, D, 1)
+        toward = 100 * (text[:, 1] - text[:, 0]).float()
         levels = [features.levels[self.layers_read.index(layer)] for layer in self.layers]
-        embedded = [normalize(head(tokens).float()) for head, tokens in zip(self.heads, levels, strict=True)]
-        return torch.stack([(tokens @ difference)[..., 0] for tokens in embedded], dim=1)
+        pairs = zip(self.heads, levels, strict=True)
+        return torch.stack([cosine_margin(head, tokens, toward) for head, tokens in pairs], dim=1)
 
     def compare(self, features: Features, text: Tensor, references: tuple[Tensor, ...] | None = None) -> Scores:
         """Compares patches with the text by way of the linear layers, the image with the text, patches with references.
@@ -206,9 +207,7 @@ class AprilGAN(Method):
         if not len(mask):
             return {"focal": 0 * margins.sum(), "dice": 0 * margins.sum()}
         maps = [upsample(one, (mask.shape[-2], mask.shape[-1]), align_corners=True) for one in margins.unbind(1)]
-        focal = [focal_loss(two_classes(one), mask) for one in maps]
-        dice = [dice_loss(one.sigmoid(), mask) for one in maps]
-        return {"focal": torch.stack(focal).sum(), "dice": torch.stack(dice).sum()}
+        return margin_losses(maps, mask)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with the betas of GANs, no schedule, as published."""

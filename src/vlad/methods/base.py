@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,14 +29,9 @@ from vlad.types import (
     Scores,
     Supervision,
     Tags,
-    Tree,
     join_rows,
-    name_features,
     take_rows,
 )
-
-if TYPE_CHECKING:
-    from vlad.features import FeatureCache
 
 __all__ = ["Method"]
 
@@ -64,6 +59,7 @@ class Method(Loops):
         sigma: Standard deviation in pixels of the Gaussian over the anomaly map.
         memory: Patch tokens of the reference images, by category; empty for zero-shot.
         origin: Where trained parameters come from: a file, a checkpoint, ``fit``; "" while untrained.
+        weight_files: SHA-256 of the files that trained parameters were loaded from, by path.
         allow_untrained: Whether it scores all the same while untrained, for experiments.
         feature_cache: Where :meth:`frozen` looks; None for nowhere.
     """
@@ -122,8 +118,9 @@ class Method(Loops):
         self.sigma = sigma
         self.memory = ReferenceMemory()
         self.origin = ""
+        self.weight_files: Mapping[str, str] = {}
         self.allow_untrained = False
-        self.feature_cache: FeatureCache | None = None
+        self.feature_cache = None
         self._texts = TextCache(self.class_text, self.stack_texts)
 
     # -- what a method author writes -----------------------------------------------------------------------
@@ -214,33 +211,6 @@ class Method(Loops):
         return features.levels
 
     # -- what the base gives -------------------------------------------------------------------------------
-
-    def read_layers(self, images: Tensor, layers: Sequence[int]) -> Features:
-        """Returns the encoder's patch tokens and class tokens of some layers and its embedding of the image."""
-        names = name_features(
-            levels=tuple(f"patches {layer}" for layer in layers),
-            image="embedding",
-            classes=tuple(f"class {layer}" for layer in layers),
-        )
-        return self.frozen(images, lambda some: self.backbone.encode(some, layers), names)
-
-    def frozen(
-        self, images: Tensor, compute: Callable[[Tensor], Tree], names: Any, encoder: Encoder | None = None
-    ) -> Tree:
-        """Returns what a frozen encoder makes of images, from the cache of features where there is one.
-
-        Args:
-            images: Normalised images (B, 3, H, W).
-            compute: Makes a tree of tensors (B, …) of images; runs without gradients.
-            names: The same tree with names in place of tensors: what each is, with all that decides its values beside
-                the encoder's weights, the images and the precision, such as layers, branch and projection. Methods
-                that give one name to one thing share it.
-            encoder: The encoder; the backbone by default.
-        """
-        with torch.no_grad():
-            if self.feature_cache is None:
-                return compute(images)
-            return self.feature_cache.fetch(images, compute, names, encoder or self.backbone, self.fixed)
 
     def forward(self, images: Tensor, text: Any, references: tuple[Tensor, ...] | None = None) -> Prediction:
         """Scores images whose text is tensors already; this is what is exported."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -12,7 +12,11 @@ from torch import Tensor
 from vlad.checkpoint import Restorable, check_loaded, slim
 from vlad.errors import MethodError
 from vlad.seeds import run_seed, seed_step, steps_done
-from vlad.types import Batch, Features, Prediction, Tags
+from vlad.types import Batch, Features, Prediction, Tags, Tree, name_features
+
+if TYPE_CHECKING:
+    from vlad.encoders import Encoder
+    from vlad.features import FeatureCache
 
 __all__ = ["Loops"]
 
@@ -21,10 +25,14 @@ class Loops(LightningModule):
     """What Lightning calls; :class:`vlad.Method` says what is computed.
 
     Attributes:
-        origin: See :class:`vlad.Method`.
+        backbone: See :class:`vlad.Method`; as the next two.
+        feature_cache: Where :meth:`frozen` looks.
+        origin: Where trained parameters come from.
         fixed: Which images of a training batch are the same in every epoch, while they are encoded; None for all.
     """
 
+    backbone: Any
+    feature_cache: FeatureCache | None
     origin: str
     fixed: Tensor | None = None
 
@@ -68,6 +76,35 @@ class Loops(LightningModule):
     ) -> Prediction:
         """See :class:`vlad.Method`."""
         raise NotImplementedError
+
+    # -- what is frozen ------------------------------------------------------------------------------------
+
+    def read_layers(self, images: Tensor, layers: Sequence[int]) -> Features:
+        """Returns the encoder's patch tokens and class tokens of some layers and its embedding of the image."""
+        names = name_features(
+            levels=tuple(f"patches {layer}" for layer in layers),
+            image="embedding",
+            classes=tuple(f"class {layer}" for layer in layers),
+        )
+        return self.frozen(images, lambda some: self.backbone.encode(some, layers), names)
+
+    def frozen(
+        self, images: Tensor, compute: Callable[[Tensor], Tree], names: Any, encoder: Encoder | None = None
+    ) -> Tree:
+        """Returns what a frozen encoder makes of images, from the cache of features where there is one.
+
+        Args:
+            images: Normalised images (B, 3, H, W).
+            compute: Makes a tree of tensors (B, …) of images; runs without gradients.
+            names: The same tree with names in place of tensors: what each is, with all that decides its values beside
+                the encoder's weights, the images and the precision, such as layers, branch and projection. Methods
+                that give one name to one thing share it.
+            encoder: The encoder; the backbone by default.
+        """
+        with torch.no_grad():
+            if self.feature_cache is None:
+                return compute(images)
+            return self.feature_cache.fetch(images, compute, names, encoder or self.backbone, self.fixed)
 
     # -- loops ---------------------------------------------------------------------------------------------
 

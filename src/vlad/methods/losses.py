@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,16 @@ from torch import Tensor
 
 from vlad.errors import MethodError, nearest
 
-__all__ = ["PIXEL_LOSSES", "Losses", "balanced_bce_loss", "dice_loss", "focal_loss", "two_classes"]
+__all__ = [
+    "PIXEL_LOSSES",
+    "Losses",
+    "balanced_bce_loss",
+    "dice_loss",
+    "focal_loss",
+    "map_losses",
+    "margin_losses",
+    "two_classes",
+]
 
 
 def two_classes(margin: Tensor) -> Tensor:
@@ -56,6 +65,47 @@ def dice_loss(probability: Tensor, target: Tensor, *, smoothing: float = 1.0) ->
     overlap = (probability * target).sum(1)
     total = probability.sum(1) + target.sum(1)
     return (1 - (2 * overlap + smoothing) / (total + smoothing)).mean()
+
+
+def margin_losses(margins: Iterable[Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """Computes focal and Dice loss of logit margins, each summed over several levels, as APRIL-GAN and SDP+ do.
+
+    The same as :func:`focal_loss` of :func:`two_classes` and :func:`dice_loss` of the sigmoid, in half the passes over
+    the pixels.
+
+    Args:
+        margins: Logit margins of each level (B, H, W).
+        mask: True where anomalous (B, H, W), bool.
+    """
+    eps = 1e-5  # as in focal_loss
+    sign = torch.where(mask, 1.0, -1.0)
+    inside = mask.flatten(1).sum(1)
+    focal, dice = [], []
+    for margin in margins:
+        true = (margin * sign).sigmoid()  # probability of the true class
+        smoothed = true * (1 - 2 * eps) + 2 * eps
+        focal.append(-((1 - smoothed).square() * smoothed.log()).mean())
+        overlap = (true * mask).flatten(1).sum(1)
+        outside = (~mask).flatten(1).sum(1) - ((true * ~mask).flatten(1).sum(1))  # abnormal probability there
+        dice.append((1 - (2 * overlap + 1) / (overlap + outside + inside + 1)).mean())
+    return {"focal": torch.stack(focal).sum(), "dice": torch.stack(dice).sum()}
+
+
+def map_losses(maps: Iterable[tuple[Tensor, ...]], mask: Tensor) -> dict[str, Tensor]:
+    """Computes what AnomalyCLIP and its relatives minimise over the maps of several levels, each summed over these.
+
+    Args:
+        maps: Of each level the probabilities of normal and of abnormal (B, H, W).
+        mask: 1 where anomalous (B, H, W).
+
+    Returns:
+        The focal loss, and the Dice loss of the anomalous (``dice``) and of the normal region (``dice_normal``).
+    """
+    mask, terms = mask.bool(), []
+    for normal, abnormal in maps:
+        focal = focal_loss(torch.stack([normal, abnormal], dim=1), mask)
+        terms.append(torch.stack([focal, dice_loss(abnormal, mask), dice_loss(normal, ~mask)]))
+    return dict(zip(("focal", "dice", "dice_normal"), torch.stack(terms).sum(0), strict=True))
 
 
 def balanced_bce_loss(logits: Tensor, target: Tensor, *, negatives: float = 3.0) -> Tensor:

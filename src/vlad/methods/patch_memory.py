@@ -76,6 +76,10 @@ class NearestPatch(Method):
         """Returns each patch's distance to the nearest reference patch, and no zero-shot scores."""
         distance = self.nearest(features, references)
         assert distance is not None
+        return self.scores_of(distance)
+
+    def scores_of(self, distance: Tensor) -> Scores:
+        """Makes scores of the distances of patches (B, h, w): their map, and the mean of the largest for the image."""
         highest = distance.flatten(1).topk(max(1, int(self.top * distance[0].numel())), dim=1).values
         return Scores(distance[:, None][:, :0], highest.mean(1, keepdim=True), distance)
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlad.clip.similarity import normalize, upsample
-from vlad.methods.losses import dice_loss, focal_loss, two_classes
+from vlad.clip.similarity import upsample
+from vlad.methods.heads import cosine_margin
+from vlad.methods.losses import margin_losses
 from vlad.methods.sdp import SDP
 from vlad.types import Batch, Features, Scores, known_masks
 
@@ -51,12 +52,9 @@ class SDPPlus(SDP):
 
     def margins(self, features: Features, text: Tensor) -> list[Tensor]:
         """Returns each layer's logit margin on the patch grid (B, h, w): 100 · (cos abnormal − cos normal)."""
-        margins = []
-        for head, tokens in zip(self.heads, features.levels, strict=True):
-            embedded = normalize(head(tokens.flatten(1, 2)).float())
-            logits = (100 * embedded @ text.float().transpose(1, 2)).unflatten(1, tokens.shape[1:3])
-            margins.append(logits[..., 1] - logits[..., 0])
-        return margins
+        toward = 100 * (text[:, 1] - text[:, 0]).float()
+        pairs = zip(self.heads, features.levels, strict=True)
+        return [cosine_margin(head, tokens, toward) for head, tokens in pairs]
 
     def compare(self, features: Features, text: Tensor, references: tuple[Tensor, ...] | None = None) -> Scores:
         """Compares as SDP does, and adds the logit margins of the linear layers as further levels."""
@@ -82,17 +80,12 @@ class SDPPlus(SDP):
         """
         known = known_masks(batch)
         mask = batch["mask"][known]
-        focal, dice = [], []
-        for margin in self.margins(features, self.texts(batch["class_name"])):
-            if not len(mask):
-                focal.append(0 * margin.sum())
-                dice.append(0 * margin.sum())
-                continue
-            margin = upsample(margin[known], (mask.shape[-2], mask.shape[-1]), align_corners=True)
-            probabilities = two_classes(margin)
-            focal.append(focal_loss(probabilities, mask))
-            dice.append(dice_loss(probabilities[:, 1], mask))
-        return {"focal": torch.stack(focal).sum(), "dice": torch.stack(dice).sum()}
+        margins = [margin[known] for margin in self.margins(features, self.texts(batch["class_name"]))]
+        if not len(mask):
+            nothing = torch.stack([0 * margin.sum() for margin in margins]).sum()
+            return {"focal": nothing, "dice": nothing}
+        size = (mask.shape[-2], mask.shape[-1])
+        return margin_losses([upsample(margin, size, align_corners=True) for margin in margins], mask)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam over the linear layers, no schedule, as published."""
