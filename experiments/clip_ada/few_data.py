@@ -2,16 +2,16 @@
 
     python experiments/clip_ada/few_data.py [--out FILE.png]
 
-Runs few_data.toml (see ../grid.py), then draws image AUROC and pixel AP over the images per category. The plot needs
+Runs few_data.toml (vlad benchmark), then draws image AUROC and pixel AP over the images per category. The plot needs
 matplotlib: pip install 'vlad[plot]'.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+
+from vlad.cli import main as vlad
 
 HERE = Path(__file__).parent
 
@@ -20,14 +20,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/clip_ada_few_data.png"))
     options = parser.parse_args()
-    table = options.out.with_suffix(".md")
-    subprocess.run([sys.executable, HERE.parent / "grid.py", HERE / "few_data.toml", "--out", table], check=True)
+    folder = options.out.with_suffix("")
+    if vlad(["benchmark", str(HERE / "few_data.toml"), "--output", str(folder)]):
+        raise SystemExit("not all of it could be run")
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    runs = list(json.loads(table.with_suffix(".json").read_text()).values())
+    runs = [json.loads(file.read_text()) for file in (folder / "results").glob("*.json")]
+    for run in runs:
+        run |= {"before": run["stages"]["initial"], "after": run["mean"]}
     counts = sorted({int(run["name"].split()[0]) for run in runs})
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for axis, (metric, title) in zip(axes, {"image_auroc": "image AUROC", "pixel_ap": "pixel AP"}.items(), strict=True):

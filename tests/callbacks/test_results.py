@@ -33,7 +33,7 @@ def test_a_test_leaves_tables_of_every_stage(tmp_path, capsys):
     initial = pd.read_csv(tmp_path / "test_initial_metrics.csv")
     assert initial["pixel_auroc"].tolist() == pytest.approx((1 - categories["pixel_auroc"]).tolist())
     scores = pd.read_csv(tmp_path / "test_scores.csv")
-    assert list(scores) == ["dataset", "category", "image_id", "path", "label", "image_score"]
+    assert list(scores) == ["dataset", "category", "image_id", "path", "label", "image_score", "error"]
     assert scores["image_id"].tolist() == list(range(9))
     content = json.loads((tmp_path / "test_metrics.json").read_text())
     assert content["mean"]["pixel_auroc"] == pytest.approx(evaluator.result.mean["pixel_auroc"])
@@ -100,3 +100,64 @@ def test_plug_in_columns_and_undefined_values_are_printed():
         ["mean", "25.0"],
     ]
     assert " ".join(lines[4]) == "- e: no missed metrics: no masks"
+
+
+def test_columns_of_the_table_are_chosen(tmp_path, capsys):
+    run(
+        tmp_path,
+        "test",
+        Module(),
+        Evaluator(columns=["pixel_aupimo", "image_fpr_at_0.95", "odd"]),
+        Results(),
+        verbose=False,
+    )
+    out = capsys.readouterr().out
+    assert "category  normal  anomalous  P-AUPIMO  I-FPR@0.95" in out
+    assert "- no column odd: there are image_auroc, image_ap" in out
+
+
+def test_published_numbers_stand_beside_ours(tmp_path, capsys, monkeypatch):
+    """A test on all categories of a data set, by a method of which numbers are published."""
+    from vlad.callbacks import results
+    from vlad.results import RunFacts, beside
+
+    def pretended(result, pl_module, datamodule, evaluation_protocol):
+        rows = [{**row, "dataset": "headct", "category": "headct"} for row in result.categories.to_dict("records")[:1]]
+        return beside(RunFacts("anomalyclip", 0, "vlad-tiny", 96, evaluation_protocol), rows)
+
+    monkeypatch.setattr(results, "published_beside", pretended)
+    run(tmp_path, "test", Module(), Evaluator(), Results(), verbose=False)
+    out = capsys.readouterr().out
+    assert "published on headct (ours less theirs)" in out
+    assert "the paper [1]" in out
+    assert "this run: encoder vlad-tiny, not ViT-L-14-336; 96 px, not 518" in out
+    table = pd.read_csv(tmp_path / "test_published.csv")
+    assert table["value"].tolist() == [93.4, 91.6]
+    assert table["difference"].tolist() == pytest.approx((table["ours"] - table["value"]).tolist())
+
+
+class Diverging(Module):
+    """Says NaN of the third image, and a map with infinity of the fourth."""
+
+    def test_step(self, batch, batch_idx):
+        said = super().test_step(batch, batch_idx)
+        for i, number in enumerate(batch["index"].tolist()):
+            said.image_score[i] = math.nan if number == 2 else said.image_score[i]
+            said.anomaly_map[i, 0, 0] = math.inf if number == 3 else said.anomaly_map[i, 0, 0]
+        return said
+
+    validation_step = test_step
+
+
+@pytest.mark.parametrize("verb", ["test", "validate"])
+def test_a_score_that_is_not_finite_is_an_error_of_its_row_and_the_run_goes_on(tmp_path, capsys, verb):
+    evaluator = Evaluator()
+    run(tmp_path, verb, Diverging(), evaluator, Results(), verbose=False)
+    scores = pd.read_csv(tmp_path / f"{verb[: 4 if verb == 'test' else 3]}_scores.csv")
+    failed = scores[scores["error"].notna()]
+    assert failed["image_id"].tolist() == [2, 3]
+    assert failed["image_score"].isna().all()
+    assert all("not finite" in error for error in failed["error"])
+    assert "2 of 9 images have no finite score and count in no metric" in capsys.readouterr().out
+    assert evaluator.exit_status() == 3
+    assert not any(math.isnan(value) for value in evaluator.result.mean.values())

@@ -235,12 +235,16 @@ def test_what_index_writes_of_a_folder_is_read_from_anywhere(tmp_path, file, abs
     pd.testing.assert_frame_equal(read, original)
 
 
-def test_names_that_a_table_cannot_hold_are_told(tmp_path, capsys):
+def test_names_that_are_not_utf8_are_written_into_csv_and_read_back(tmp_path, capsys):
     root = own(tmp_path / "parts")
     write_picture(root / os.fsdecode(b"good/caf\xe9.png"))
-    assert main(["data", "index", str(root), "-o", str(tmp_path / "i.csv")]) == 1
-    assert "1 names of files cannot be written into a table" in capsys.readouterr().err
-    assert not (tmp_path / "i.csv").exists()
+    assert main(["data", "index", str(root), "-o", str(tmp_path / "i.csv")]) == 0
+    assert (tmp_path / "i.csv").read_text().count(r"/parts/good/caf\xe9.png'") == 1
+    assert main(["data", "check", str(tmp_path / "i.csv")]) == 0
+    capsys.readouterr()
+    assert main(["data", "index", str(root), "-o", str(tmp_path / "i.jsonl")]) == 1
+    assert "1 names of files cannot be written into a .jsonl file" in capsys.readouterr().err
+    assert not (tmp_path / "i.jsonl").exists()
     assert main(["data", "check", str(root)]) == 0
 
 

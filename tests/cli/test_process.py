@@ -60,7 +60,7 @@ def test_two_processes_give_the_metrics_of_one(vlad, tiny, tmp_path):
 
 def test_two_processes_train(vlad, tiny, tmp_path):
     vlad("fit", *options(tiny, "sdp_plus"), "--data.train", "mvtec_ad", "--trainer.max_epochs", "2", *TWO)
-    assert len(list((tmp_path / "runs/sdp_plus").glob("*/checkpoints/*.ckpt"))) == 1
+    assert len(list((tmp_path / "runs/sdp_plus").glob("*/checkpoints/*.ckpt"))) == 2
 
 
 def test_nothing_of_two_processes_is_left_running(vlad, tiny, tmp_path):
@@ -87,6 +87,25 @@ def test_an_error_in_a_process_is_one_line(vlad, tiny, tmp_path):
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("vlad test: 1 file cannot be used")
     assert "mvtec_ad/bottle/test/good/001.png" in line
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_one_process_fails_all_end_and_the_last_line_is_the_cause(vlad, tiny, tmp_path, rank):
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import os, sys\nfrom vlad.cli import main\nfrom vlad.errors import DataError\n"
+        "from vlad.methods.loops import Loops\nstep = Loops.training_step\n"
+        "def training_step(self, batch, number):\n"
+        f"    if number == 1 and self.global_rank == {rank}: raise DataError('the disk is broken')\n"
+        "    return step(self, batch, number)\n"
+        "Loops.training_step = training_step\nsys.exit(main())\n"
+    )
+    fit = ["fit", *options(tiny, "sdp_plus"), "--data.train", "mvtec_ad", "--data.batch_size", "1"]
+    done = vlad(*fit, "--trainer.max_epochs", "50", *TWO, run=[script], check=False)
+    assert done.returncode == 1
+    suffix = " (process 1)" if rank else ""
+    assert done.stderr.strip().splitlines()[-1] == f"vlad fit: the disk is broken{suffix}"
+    assert "Traceback" not in done.stderr
 
 
 def test_help_and_print_config(vlad, tiny):

@@ -12,7 +12,7 @@ import pytest
 from tests_support import write_picture
 
 from vlad.cli import main
-from vlad.cli.signals import Terminated, graceful, terminable
+from vlad.cli.signals import Terminated, hold, release, terminable
 
 TINY = ["--model.backbone", "vlad-tiny", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
 NO_MAPS = ["--heatmaps.enabled", "false"]
@@ -116,8 +116,28 @@ def test_sigterm_is_raised_and_handed_back():
     with pytest.raises(Terminated), terminable():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
-    with terminable(), graceful(True):
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_waits_while_it_is_held(number, raised):
+    done = []
+    with pytest.raises(raised), terminable():  # noqa: PT012 - what comes after the signal is the point
+        hold()
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # what is being ended is not ended twice
+        done.append("held")
+        release()
+        done.append("never")
+    assert done == ["held"]
+
+
+def test_a_signal_that_is_ignored_from_outside_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with terminable():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])

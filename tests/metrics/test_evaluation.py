@@ -7,9 +7,10 @@ from metrics.samples import ImageAUROC, MeanGap, batch_of, prediction_for
 from sklearn.metrics import roc_auc_score
 from torchmetrics.classification import BinaryAUROC
 
-from vlad.errors import DataError, VladError
+from vlad.errors import VladError
 from vlad.metrics import Evaluation
 from vlad.metrics.regions import find_regions
+from vlad.types import take_rows
 
 
 def test_table_per_category_and_mean():
@@ -50,12 +51,36 @@ def test_undefined_metrics_are_nan_with_reasons_and_left_out_of_means():
     assert math.isnan(result.mean["pixel_auroc"])
 
 
-def test_scores_that_are_not_finite_name_the_image():
-    evaluation, batch = Evaluation(), batch_of("a")
+def test_scores_that_are_not_finite_count_in_no_metric_and_their_rows_say_so():
+    evaluation, without, batch = Evaluation(), Evaluation(), batch_of("a")
     bad = prediction_for(batch)
     bad.anomaly_map[2, 0, 0] = float("nan")
-    with pytest.raises(DataError, match="the scores of 2.png are not finite"):
-        evaluation.update(batch, bad)
+    bad.image_score[3] = float("inf")
+    evaluation.update(batch, bad)
+    kept = [i for i in range(len(batch["path"])) if i not in (2, 3)]
+    rest = {
+        name: value[kept] if isinstance(value, torch.Tensor) else [value[i] for i in kept]
+        for name, value in batch.items()
+    }
+    without.update(rest, take_rows(bad, torch.tensor(kept)))
+    result, expected = evaluation.compute(), without.compute()
+    assert result.mean == pytest.approx(expected.mean, nan_ok=True)
+    assert result.pooled == pytest.approx(expected.pooled, nan_ok=True)
+    assert list(result.failed["path"]) == ["2.png", "3.png"]
+    assert result.failed["image_score"].isna().all()
+    assert all("not finite" in error for error in result.failed["error"])
+    assert set(result.images["error"][kept]) == {""}
+
+
+def test_nothing_finite_is_undefined():
+    evaluation, batch = Evaluation(), batch_of("a")
+    bad = prediction_for(batch)
+    bad.image_score[:] = float("nan")
+    evaluation.update(batch, bad)
+    result = evaluation.compute()
+    assert all(math.isnan(value) for value in result.mean.values())
+    assert {note["reason"] for note in result.undefined} == {"no finite scores"}
+    assert len(result.failed) == len(result.images)
 
 
 @pytest.mark.parametrize(("count", "world"), [(7, 2), (8, 2), (7, 3), (1, 3), (2, 5)])
@@ -129,8 +154,8 @@ def test_several_pro_limits_are_columns():
     result = both.compute()
     assert {name: result.mean[name] for name in alone} == alone
     assert alone["pixel_aupro"] > alone["pixel_aupro_0.05"] > 0
-    assert list(result.categories)[:11] == [
-        *("dataset", "category", "normal", "anomalous", "image_auroc", "image_ap", "image_f1_max"),
+    assert list(result.categories)[:12] == [
+        *("dataset", "category", "normal", "anomalous", "image_auroc", "image_ap", "image_f1_max", "image_fpr_at_0.95"),
         *("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro"),
     ]
     assert result.pooled.keys() == result.mean.keys()
@@ -213,7 +238,7 @@ def test_metrics_are_chosen_by_name():
     batch = batch_of("a")
     evaluation = Evaluation(["image"])
     evaluation.update(batch, prediction_for(batch))
-    assert list(evaluation.compute().mean) == ["image_auroc", "image_ap", "image_f1_max"]
+    assert list(evaluation.compute().mean) == ["image_auroc", "image_ap", "image_f1_max", "image_fpr_at_0.95"]
     with pytest.raises(VladError, match="no metric is named 'pixle'; did you mean pixel"):
         Evaluation(["image", "pixle"])
     with pytest.raises(VladError, match="names 'image' twice"):

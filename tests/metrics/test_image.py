@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from vlad.metrics import RankingMetrics, ranking
 
@@ -68,3 +68,15 @@ def test_any_float_and_any_mask_type(dtype):
         assert metric.result().ap == 1.0
         metric.reset()
         assert metric.result().undefined == "no samples"
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_false_positive_rate_at_a_recall_is_that_of_the_roc_curve(ties):
+    random = np.random.default_rng(0)
+    labels = (random.random(200) < 0.3).astype(int)
+    scores = (random.normal(size=200) + labels).round(0 if ties else 6)
+    false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
+    found = ranking(torch.tensor(scores), torch.tensor(labels), (0.5, 0.95, 1.0)).fprs
+    assert found == {at: pytest.approx(false[true >= at - 1e-9].min()) for at in (0.5, 0.95, 1.0)}
+    with pytest.raises(ValueError, match=r"recalls lie in \(0, 1\]"):
+        RankingMetrics(recalls=(95,))

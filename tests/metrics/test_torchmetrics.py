@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 
 from vlad.metrics import PixelMetrics, RankingMetrics
 
-NAMES = ["auroc", "ap", "f1_max", "aupro", "iou_max", "aupimo"]
+NAMES = ["auroc", "ap", "f1_max", "aupro", "iou_max", "aupimo", "fpr_at_0.95"]
 
 
 @pytest.fixture(params=["small", "large"], autouse=True)
@@ -70,7 +70,8 @@ def test_the_same_numbers_are_in_the_result(case):
     metric = updated(make(), batches)
     for name, value in metric.compute().items():
         result = metric.result()
-        expected = result.aupros[0.05] if name == "aupro_0.05" else getattr(result, name)
+        limits = {"aupro_0.05": ("aupros", 0.05), "fpr_at_0.95": ("fprs", 0.95)}
+        expected = getattr(result, limits[name][0])[limits[name][1]] if name in limits else getattr(result, name)
         assert value.item() == pytest.approx(expected, abs=0, nan_ok=True)
     assert metric.details() == {"f1_threshold": metric.result().f1_threshold}
     assert metric.why_undefined() == metric.result().undefined

@@ -12,8 +12,9 @@ from vlad.callbacks.references import References
 from vlad.decision import COLUMNS, Decision, Verdict, find_decision
 from vlad.decision.records import check_decision, refuse_calibration_images, refuse_transductive
 from vlad.decision.report import format_report, report
-from vlad.files import write_text
 from vlad.metrics.distributed import gather_objects, own_samples
+from vlad.metrics.evaluation import finite_rows
+from vlad.table import write_frame
 from vlad.types import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -172,8 +173,10 @@ class Decide(Callback):
         """Decides on a batch."""
         if self.decision is None or not isinstance(outputs, Prediction):
             return
-        verdicts = self.verdicts(batch, outputs)
+        verdicts, finite = self.verdicts(batch, outputs), finite_rows(outputs).tolist()
         for i in own_samples(batch, trainer.global_rank, trainer.world_size):
+            if not finite[i]:
+                continue  # the evaluation tells it
             name = (batch["dataset"][i], batch["category"][i], batch["image_id"][i])
             self._tested[name] = (int(batch["label"][i]), verdicts[i])
 
@@ -193,7 +196,7 @@ class Decide(Callback):
         if folder is not None:
             import pandas as pd
 
-            write_text(Path(folder) / "test_decisions.csv", pd.DataFrame(rows).to_csv(index=False))
+            write_frame(Path(folder) / "test_decisions.csv", pd.DataFrame(rows))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets the last batch and the trainer go."""

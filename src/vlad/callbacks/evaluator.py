@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vlad.callbacks.sets import CategorySets
-from vlad.errors import MethodError
-from vlad.metrics.evaluation import Evaluation
+from vlad.errors import MethodError, OptionError
+from vlad.metrics.evaluation import Evaluation, finite_rows
 from vlad.metrics.results import EvaluationResult
 from vlad.types import Batch, Features, Prediction, Tags, map_tensors
 
@@ -34,8 +34,10 @@ class Evaluator(Callback):
         self,
         metrics: Sequence[str] = ("image", "pixel"),
         mode: Literal["streaming", "exact"] | None = None,
-        pro_limits: Sequence[float] = (0.3,),
+        pro_limits: Sequence[float] = (0.3, 0.05),
         evaluation_protocol: str = "mvtec",
+        recalls: Sequence[float] = (0.95,),
+        columns: Sequence[str] | None = None,
     ) -> None:
         """Chooses what is measured and how pixels are counted.
 
@@ -45,8 +47,22 @@ class Evaluator(Callback):
                 the protocol needs, streaming if either will do.
             pro_limits: False-positive rates up to which AUPRO integrates.
             evaluation_protocol: Whose evaluation is reproduced: mvtec, adaclip, anomalyclip or april_gan.
+            recalls: Recalls at which the false-positive rate is told: ``image_fpr_at_0.95``, ``pixel_fpr_at_0.95``.
+            columns: Columns of the table that is printed, such as image_auroc and pixel_aupimo; by default all but
+                AUPIMO, IoU-max and false-positive rates, which files and report have.
+
+        Raises:
+            OptionError: A rate is out of range.
         """
-        self.evaluation = Evaluation(metrics, mode, pro_limits, evaluation_protocol)  # wrong settings: before a run
+        if not pro_limits or not all(0 < limit <= 1 for limit in pro_limits):
+            raise OptionError(
+                f"metrics.pro_limits are false-positive rates above 0 and up to 1, not {list(pro_limits)}"
+            )
+        if not all(0 < recall <= 1 for recall in recalls):
+            raise OptionError(f"metrics.recalls are shares above 0 and up to 1, not {list(recalls)}")
+        # wrong settings: before a run
+        self.evaluation = Evaluation(metrics, mode, pro_limits, evaluation_protocol, recalls)
+        self.columns = None if columns is None else list(columns)
         self._sets = CategorySets()
 
     @property
@@ -68,6 +84,12 @@ class Evaluator(Callback):
             for complete in self._sets.add(batch, outputs):
                 self._score_set(trainer, pl_module, *complete)
         elif isinstance(outputs, Prediction):
+            if trainer.state.fn == "fit" and not (finite := finite_rows(outputs)).all():
+                path = batch["path"][int((~finite).nonzero()[0])]
+                raise MethodError(
+                    f"the scores of {path} are not finite (NaN or infinity): training has diverged; give a lower "
+                    "learning rate, or another precision"
+                )
             self.evaluation.update(batch, outputs, rank=trainer.global_rank, world_size=trainer.world_size)
         else:
             raise MethodError(
@@ -106,6 +128,11 @@ class Evaluator(Callback):
             mean = {f"{prefix}/{name}": value for name, value in found.mean.items() if not math.isnan(value)}
             # Every rank logs the same value, so that monitors work on all of them and there is nothing to reduce.
             pl_module.log_dict(mean, rank_zero_only=True)
+
+    def exit_status(self, fail_on_anomaly: bool = False) -> int:
+        """Returns the exit status of a run: 0, 3 where some images have no finite score, 1 where none has."""
+        failed = 0 if self.result is None else len(self.result.failed)
+        return 0 if self.result is None or not failed else 3 if failed < len(self.result.images) else 1
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last evaluation."""

@@ -19,7 +19,7 @@ from vlad.callbacks.per_image import PerImage, inspected
 from vlad.callbacks.progress import Meter
 from vlad.drawing.album import Album
 from vlad.drawing.panel import Box
-from vlad.drawing.previews import Preview, image_name
+from vlad.drawing.previews import Preview
 from vlad.drawing.scale import Scale
 from vlad.errors import OptionError, OutputError
 from vlad.types import Batch, Prediction
@@ -207,7 +207,8 @@ def _facts(batch: Batch, values: Tensor, score: float, i: int) -> dict[str, Any]
     """
     belongs = (batch["dataset"][i], batch["category"][i])
     label = int(batch["label"][i]) if "label" in batch else -1
-    fact: dict[str, Any] = {"name": image_name(*belongs, batch["image_id"][i]), "set": belongs, "label": label}
+    about = {"path": batch["path"][i], "image_id": batch["image_id"][i]}
+    fact: dict[str, Any] = {"name": batch["output"][i], **about, "set": belongs, "label": label}
     seen = values[values != -torch.inf]
     if not len(seen) or not math.isfinite(score) or not bool(torch.isfinite(seen).all()):
         return {**fact, "score": None, "max": None, "level": None}

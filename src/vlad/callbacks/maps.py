@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from vlad.callbacks.per_image import PerImage, inspected
 from vlad.drawing.pool import usable_cpus
-from vlad.drawing.previews import image_name
 from vlad.drawing.raw import MapFormat, map_of_image, write_map
 from vlad.errors import OptionError
-from vlad.files import write_atomic
-from vlad.journal import Journal, read_journals
+from vlad.journal import Journal, join_journals
 from vlad.types import Batch, Prediction
 
 __all__ = ["RawMaps"]
@@ -69,7 +66,7 @@ class RawMaps(PerImage):
                 return None
             sizes = [tuple(batch[key][i].tolist()) for key in ("seen_size", "original_size")]
             values = map_of_image(maps[i], *sizes)
-            name = image_name(batch["dataset"][i], batch["category"][i], batch["image_id"][i]) + _SUFFIXES[kind]
+            name = batch["output"][i] + _SUFFIXES[kind]
             scale = write_map(folder / name, values, kind)
             about = {"file": name, "path": batch["path"][i], "image_id": batch["image_id"][i]}
             return {**about, "height": values.shape[0], "width": values.shape[1], **scale}
@@ -98,12 +95,7 @@ def join_lists(folder: Path) -> None:
     if not parts:
         return
 
-    def write(partial: Path) -> None:
-        lines = read_journals([*parts, *([index] if index.is_file() else [])], "file")  # of two the new one counts
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-
-    write_atomic(index, write)
+    join_journals([*parts, *([index] if index.is_file() else [])], index, "file")  # of two the new one counts
     for part in parts:
         part.unlink(missing_ok=True)
     with suppress(OSError):  # others' parts stay

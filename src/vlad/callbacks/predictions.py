@@ -203,6 +203,18 @@ class Predictions(Callback):
         store, self._store = self._store, None
         if self._meter is not None:
             self._meter.finish()
+        try:
+            self._finish(trainer, store)
+        finally:
+            store.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Gives the folder back: a program that goes on may continue the run."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def _finish(self, trainer: Trainer, store: RowStore) -> None:
         trainer.strategy.barrier("vlad: every row is written")
         folder = Path(trainer.strategy.broadcast(str(store.folder)))  # a process without images never asked
         table = folder / "predictions.csv"
@@ -230,7 +242,6 @@ class Predictions(Callback):
                 finish(trainer, folder, progress=self.progress)
         if trainer.is_global_zero:
             self._tell(folder, table, sorted(worst, reverse=True), failures)
-        store.close()
 
     def _tell(self, folder: Path, table: Path, worst: list[tuple[float, int, str]], failures: list[str]) -> None:
         counts = self.counts

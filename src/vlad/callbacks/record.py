@@ -153,6 +153,7 @@ def _about(method: Any) -> dict[str, Any]:
     return {
         "method": describe(method),
         "weights": weights,
+        "parameters": dict(method.weight_files),
         "untrained": bool(method.trains and not method.origin),
     }
 

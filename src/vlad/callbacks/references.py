@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vlad.datamodules.overlap import image_digest
 from vlad.errors import DataError
-from vlad.files import write_text
 from vlad.runs import run_folder
+from vlad.table import write_frame
 from vlad.types import Batch
 
 __all__ = ["References"]
@@ -69,7 +69,7 @@ class References(Callback):
         categories = records.groupby(["dataset", "category"], sort=False).ngroups
         print(f"references: {len(records)} normal images of {categories} categories", flush=True)
         if folder is not None:
-            write_text(folder / "references.csv", records.to_csv(index=False))
+            write_frame(folder / "references.csv", records)
         if self.save and folder is not None:
             trainer.save_checkpoint(folder / "checkpoints" / "references.ckpt", weights_only=True)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,67 +13,67 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vlad.callbacks.decide import Decide
 from vlad.callbacks.evaluator import Evaluator
+from vlad.checkpoint import class_path_of
+from vlad.datamodules.image_files import printable
 from vlad.errors import VladError
 from vlad.files import write_json, write_text
 from vlad.metrics.results import EvaluationResult
+from vlad.registry import discover
+from vlad.results import Beside, RunFacts, beside, describe_beside, render
+from vlad.results.metrics import metrics_table
+from vlad.table import write_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Results", "format_table"]
+__all__ = ["Results", "find_callback", "format_table", "published_beside"]
 
 Kind = TypeVar("Kind", bound=Callback)
 
-_HEADINGS = {
-    "image_auroc": "I-AUROC",
-    "image_ap": "I-AP",
-    "image_f1_max": "I-F1max",
-    "pixel_auroc": "P-AUROC",
-    "pixel_ap": "P-AP",
-    "pixel_f1_max": "P-F1max",
-    "pixel_aupro": "P-PRO",
-}
-_IN_FILES_ONLY = {"pixel_iou_max", "pixel_aupimo"}
-_TRANSDUCTIVE = {
-    "scores": "transductive: the image scores of a category were combined over its whole test set",
-    "features": "transductive: the images of a category were scored together with its whole test set",
-}
+_ON_REQUEST = ("pixel_iou_max", "pixel_aupimo", "image_fpr_at_", "pixel_fpr_at_")
 
 
-def _heading(column: str) -> str:
-    """Returns what stands over a column: short for ours, the column's name for a plug-in's."""
-    limit = column.removeprefix("pixel_aupro_")
-    return f"P-PRO@{limit}" if limit != column else _HEADINGS.get(column, column)
+def format_table(result: EvaluationResult, columns: Sequence[str] | None = None) -> str:
+    """Returns the metrics as a plain-text table in per cent: a line per category, then their mean.
+
+    Args:
+        result: What an evaluation found.
+        columns: Which columns; by default all but those that are shown on request.
+    """
+    if columns is None:
+        columns = [column for column in result.mean if not column.startswith(_ON_REQUEST)]
+    table = metrics_table(result, [column for column in columns if column in result.mean])
+    unknown = [column for column in columns if column not in result.mean]
+    notes = [f"no column {', '.join(unknown)}: there are {', '.join(result.mean)}"] if unknown else []
+    return render(replace(table, notes=[*table.notes, *notes]))
 
 
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+def published_beside(
+    result: EvaluationResult, pl_module: LightningModule, datamodule: Any, evaluation_protocol: str
+) -> list[Beside]:
+    """Returns the published numbers of a tested method beside its own; none of a method that is not registered."""
+    names = [name for name, plugin in discover().items() if plugin.class_path == class_path_of(type(pl_module))]
+    encoder = getattr(pl_module, "backbone", None)
+    if not names or encoder is None:
+        return []
+    facts = RunFacts(
+        names[0],
+        _shots(datamodule),
+        encoder.name,
+        pl_module.hparams.get("image_size"),
+        evaluation_protocol,
+        encoder.pretrained or "",
+    )
+    return beside(facts, result.categories.to_dict("records"))
 
 
-def format_table(result: EvaluationResult) -> str:
-    """Returns the metrics as a plain-text table in per cent: a line per category, then their mean."""
-    metrics = [column for column in result.mean if column not in _IN_FILES_ONLY]
-    lines = [["category", "normal", "anomalous", *map(_heading, metrics)]]
-    rows: list[dict[str, Any]] = result.categories.to_dict("records")
-    several = len({row["dataset"] for row in rows}) > 1
-    for row in rows:
-        name = (
-            f"{row['dataset']}/{row['category']}" if several and row["dataset"] != row["category"] else row["category"]
-        )
-        lines.append([name, str(row["normal"]), str(row["anomalous"]), *(_percent(row[metric]) for metric in metrics)])
-    lines.append(["mean", "", "", *(_percent(result.mean[metric]) for metric in metrics)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    rule = "-" * len(text[0])
-    notes = [f"- {note['category']}: no {note['metric']} metrics: {note['reason']}" for note in result.undefined]
-    notes += [f"- {_TRANSDUCTIVE[result.transductive]}"] if result.transductive else []
-    return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], *notes])
+def _shots(datamodule: Any) -> int:
+    """Returns the number of references per category; 0 for none, -1 where categories differ."""
+    frames: dict[str, pd.DataFrame] = getattr(datamodule, "frames", {})
+    if "references" not in frames:
+        return 0
+    counts = frames["references"].groupby(["dataset", "category"]).size()
+    return int(counts.iloc[0]) if counts.nunique() == 1 else -1
 
 
 def _plain(result: EvaluationResult) -> dict[str, Any]:
@@ -87,12 +89,24 @@ def _plain(result: EvaluationResult) -> dict[str, Any]:
     return {**plain, "stages": stages} if stages else plain
 
 
+def _published_csv(found: Sequence[Beside]) -> str:
+    """Returns published numbers beside ours as CSV: their columns, then ours, the difference, and what else differs."""
+    import pandas as pd
+
+    rows = [
+        {**one.published._asdict(), "ours": one.ours, "difference": one.difference, "differs": one.differs}
+        for one in found
+    ]
+    return pd.DataFrame(rows).astype({"shots": "Int64", "image_size": "Int64"}).to_csv(index=False)
+
+
 class Results(Callback):
     """Leaves metrics as CSV and JSON and every image's score as CSV in the run folder, and prints the table.
 
     What it writes is the result of the :class:`vlad.callbacks.Evaluator` among the trainer's callbacks. Files:
     ``test_metrics.csv``, ``test_metrics.json``, ``test_scores.csv`` (``val_…`` while validating); of earlier stages of
-    a method that refines its maps also ``test_initial_metrics.csv`` and ``test_initial_scores.csv``.
+    a method that refines its maps also ``test_initial_metrics.csv`` and ``test_initial_scores.csv``; where numbers are
+    published of the method on a tested data set, ``test_published.csv`` has them beside ours.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -101,29 +115,50 @@ class Results(Callback):
         Raises:
             VladError: There is no Evaluator.
         """
-        if stage in {"test", "validate"} and _found(trainer, Evaluator) is None:
+        if stage in {"test", "validate"} and find_callback(trainer, Evaluator) is None:
             raise VladError("Results writes what an Evaluator found: add vlad.callbacks.Evaluator() to the callbacks")
 
     def _write(self, trainer: Trainer, stage: str, *, show: bool) -> None:
         folder = trainer.log_dir  # a collective call: on every rank
-        evaluator = _found(trainer, Evaluator)
+        evaluator = find_callback(trainer, Evaluator)
         result = evaluator.result if evaluator else None
         if result is None or folder is None or not trainer.is_global_zero:
             return
-        target, decide = Path(folder), _found(trainer, Decide)
+        target, decide = Path(folder), find_callback(trainer, Decide)
         parts = {f"{name}_": found for name, found in result.stages.items()} | {"": result}
         for part, found in parts.items() if show else ():  # shown first: the disk may be full
             if len(parts) > 1:
                 print(f"\n{part.removesuffix('_') or 'final'}")
-            print(f"\n{format_table(found)}", flush=True)
+            print(f"\n{format_table(found, evaluator.columns if evaluator else None)}", flush=True)
+            if len(found.failed):
+                first = printable(found.failed["path"].iloc[0])
+                print(
+                    f"\n{len(found.failed)} of {len(found.images)} images have no finite score and count in no metric "
+                    f"(first: {first}); their rows carry the error",
+                    flush=True,
+                )
+        pairs = self._published(trainer, evaluator) if show and evaluator is not None else []
         for part, found in parts.items():
             categories: pd.DataFrame = found.categories
-            write_text(target / f"{stage}_{part}metrics.csv", categories.to_csv(index=False))
+            write_frame(target / f"{stage}_{part}metrics.csv", categories)
             images: pd.DataFrame = found.images if part or decide is None else decide.decision_columns(found.images)
-            write_text(target / f"{stage}_{part}scores.csv", images.to_csv(index=False))
+            write_frame(target / f"{stage}_{part}scores.csv", images)
         write_json(target / f"{stage}_metrics.json", _plain(result))
+        if pairs:
+            write_text(target / f"{stage}_published.csv", _published_csv(pairs))
         if show:
             print(f"\nrun folder: {target}", flush=True)
+
+    @staticmethod
+    def _published(trainer: Trainer, evaluator: Evaluator) -> list[Beside]:
+        """Prints published numbers of what was measured beside it, and returns them."""
+        result = evaluator.result
+        assert result is not None
+        datamodule = getattr(trainer, "datamodule", None)
+        found = published_beside(result, trainer.lightning_module, datamodule, evaluator.evaluation.protocol)
+        for table in describe_beside(found, list(result.mean)):
+            print(f"\n{render(table)}", flush=True)
+        return found
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes and prints the test table."""
@@ -141,7 +176,7 @@ class Results(Callback):
             print(f"\ncheckpoint: {checkpoint}", flush=True)
 
 
-def _found(trainer: Trainer, kind: type[Kind]) -> Kind | None:
+def find_callback(trainer: Trainer, kind: type[Kind]) -> Kind | None:
     """Returns the trainer's callback of a kind."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, kind)), None)

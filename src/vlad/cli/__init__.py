@@ -21,6 +21,10 @@ VERBS = {
     "calibrate": ("find from good images what is anomalous: decision.json", "vlad.cli.calibrate:run"),
     "methods": ("list the installed methods", "vlad.cli.listing:methods"),
     "export-weights": ("write what a run has trained as safetensors", "vlad.cli.listing:export"),
+    "benchmark": ("methods x data sets x shots x seeds: one table", "vlad.cli.benchmark:run"),
+    "reproduce": ("run a paper's own table", "vlad.cli.benchmark:reproduce"),
+    "compare": ("compare two test runs, with intervals", "vlad.cli.compare:run"),
+    "results": ("published numbers, with their sources", "vlad.cli.results:run"),
     "data": ("list, get, check and index data sets", "vlad.cli.data:run"),
     "datasets": ("list the data sets of the catalogue", "vlad.cli.listing:datasets"),
 }
@@ -47,14 +51,6 @@ examples:
 
 def _usage() -> str:
     return USAGE.format(verbs="\n".join(f"  {verb:<14} {text}" for verb, (text, _) in VERBS.items()))
-
-
-def _short(error: BaseException) -> str:
-    """Returns an error's own sentence, without the traceback that a data-loading worker wraps around it."""
-    text = str(error)
-    if "Original Traceback" in text:
-        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
-    return " ".join(text.split())
 
 
 def _escape_what_cannot_be_written() -> None:
@@ -139,7 +135,9 @@ def _run(verb: str, arguments: list[str]) -> int:
     except VladError as error:
         if os.environ.get("VLAD_DEBUG"):
             raise
-        print(f"vlad {verb}: {_short(error)}", file=sys.stderr)
+        from vlad.cli.messages import one_line
+
+        print(f"vlad {verb}: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
     except BrokenPipeError:  # the reader of our output, head or less, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -273,7 +273,7 @@ def _next(
 
 def _references(options: argparse.Namespace, chosen: Chosen, output: Path) -> list[str]:
     """Returns the references as an option takes them: those given, or a list of those drawn."""
-    from vlad.files import write_text
+    from vlad.table import write_frame
 
     if not chosen.drawn:
         return [*options.references]
@@ -281,6 +281,6 @@ def _references(options: argparse.Namespace, chosen: Chosen, output: Path) -> li
     frame = chosen.references
     table = frame[["category"]].assign(image_path=[os.path.abspath(path) for path in frame["image_path"]])
     file = output.with_name(f"{output.stem}.references.csv")
-    write_text(file, table[["image_path", "category"]].to_csv(index=False))
+    write_frame(file, table[["image_path", "category"]])
     print(f"references: {len(frame)} drawn by the seed {options.seed}: {file}", file=sys.stdout)
     return [str(file)]

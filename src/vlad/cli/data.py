@@ -117,9 +117,10 @@ def _get(options: argparse.Namespace) -> int:
         return 0
     if not record.downloads:
         print(f"{record.title} has no open direct link. {record.steps[:1].upper()}{record.steps[1:]}\n  {record.url}")
-        print(f"  put it at {root / record.folders[0]}, then: vlad data check {record.name} {root / record.folders[0]}")
+        place = root / (*record.folders, record.name)[0]
+        print(f"  put it at {place}, then: vlad data check {record.name} {place}")
         return 1
-    target = root / (record.downloads[0].folder or record.folders[0])
+    target = root / (record.downloads[0].folder or (*record.folders, record.name)[0])
     if target.exists() and any(target.iterdir()):
         raise DataError(f"{target} exists already; check it with: vlad data check {record.name} {target}")
     print(f"{record.title}: licence {record.licence}; {record.url}")
@@ -267,31 +268,36 @@ def _from(base: str, path: str) -> str:
 
 
 def _index(options: argparse.Namespace) -> int:
+    import pandas as pd
+
     from vlad.datamodules.image_files import printable
     from vlad.datamodules.masks_of import join_masks, split_masks
     from vlad.datamodules.meta import to_meta
     from vlad.files import write_atomic, write_json, write_text
+    from vlad.table import write_frame
 
     output = Path(options.output).expanduser()
     if output.name != "meta.json" and output.suffix.lower() not in {".csv", ".tsv", ".jsonl", ".parquet"}:
         raise DataError(f"{output}: give a file ending in .csv, .tsv, .jsonl or .parquet, or meta.json")
     frame, _ = _index_of(options.name or "", Path(options.root))
     unwritten = [path for path in (*frame["image_path"], *frame["mask_path"]) if printable(path) != path]
-    if unwritten:
+    if unwritten and output.suffix.lower() not in {".csv", ".tsv"}:
         raise DataError(
-            f"{len(unwritten)} names of files cannot be written into a table (first: {printable(unwritten[0])}); "
-            "rename them: names are UTF-8, without line breaks"
+            f"{len(unwritten)} names of files cannot be written into a {output.suffix} file (first: "
+            f"{printable(unwritten[0])}); write a .csv, or rename them: names are UTF-8, without line breaks"
         )
     if output.name == "meta.json":
         write_json(output, to_meta(frame, output.resolve().parent))
         print(f"{len(frame)} images in {output}")
         return 0
     base = os.path.realpath(output.parent)  # where a table's relative paths start from
-    frame["image_path"] = [_from(base, path) for path in frame["image_path"]]
-    frame["mask_path"] = [join_masks([_from(base, path) for path in split_masks(cell)]) for cell in frame["mask_path"]]
+    images = [_from(base, path) for path in frame["image_path"]]
+    masks = [join_masks([_from(base, path) for path in split_masks(cell)]) for cell in frame["mask_path"]]
+    for name, paths in (("image_path", images), ("mask_path", masks)):  # pandas' own kind of text must be UTF-8
+        frame[name] = pd.Series(paths, index=frame.index, dtype=object)
     suffix = output.suffix.lower()
     if suffix in {".csv", ".tsv"}:
-        write_text(output, frame.to_csv(index=False, sep="\t" if suffix == ".tsv" else ","))
+        write_frame(output, frame, "\t" if suffix == ".tsv" else ",")
     elif suffix == ".jsonl":
         write_text(output, frame.to_json(orient="records", lines=True, force_ascii=False))
     else:

@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from vlad.callbacks.evaluator import Evaluator
 from vlad.callbacks.predictions import Predictions
 from vlad.callbacks.record import RunRecord
 from vlad.callbacks.results import Results
 from vlad.checkpoint import hyperparameters, read_checkpoint
 from vlad.cli.checks import check_options, check_trainer, tell_limits, trainer_errors
 from vlad.cli.messages import first_sentence
-from vlad.cli.names import LOADER, PARSED_VERB, expand_arguments, expand_tree, given, split_arguments
+from vlad.cli.names import LOADER, PARSED_VERB, expand_arguments, expand_tree, given, import_given, split_arguments
 from vlad.cli.parser import CALLBACKS, VerbCLI, VladParser
-from vlad.cli.signals import Terminated, graceful
+from vlad.cli.processes import failing_together, leave_processes, watch_others
+from vlad.cli.signals import Terminated
+from vlad.cli.stopping import SaveWhenStopped, own_signals
 from vlad.cli.verbs import refuse_foreign
 from vlad.datamodules import AnomalyDataModule
 from vlad.encoders.facts import default_image_size
-from vlad.errors import OptionError, OutputError, VladError
+from vlad.errors import MethodError, OptionError, OutputError, VladError
 from vlad.methods.base import Method
 from vlad.published import find_checkpoint
-from vlad.registry import get_method, list_methods, resolve
+from vlad.registry import get_method, list_methods, named_method, resolve
 from vlad.runs import RunLogger, SaveConfig, data_name
 from vlad.runs.pointers import run_name, slug
+from vlad.runs.resume import config_of, resume_point, run_meant
+from vlad.sealed import SealedCheckpointIO, TwoCheckpoints
 
 __all__ = ["VladCLI", "run"]
 
 _DEFAULT = "sdp"  # the method of ``vlad predict`` where none is named: it needs no training and no references
-_NAMED = {"best", "last", "hpc", "registry"}  # checkpoints that Lightning finds by itself
+_NAMED = {"best", "hpc", "registry"}  # checkpoints that Lightning finds by itself
 
 
 class VladCLI(VerbCLI):
@@ -60,9 +65,22 @@ class VladCLI(VerbCLI):
         arguments = expand_arguments(sys.argv[1:] if args is None else list(args))
         verb = arguments[0] if arguments else ""
         if verb in self._subcommand_parsers:
+            arguments = self._find_checkpoint(verb, arguments)
             self._set_defaults(verb, arguments[1:])
         with _verb(verb):
             self.config = parser.parse_args(arguments)
+
+    def _find_checkpoint(self, verb: str, arguments: list[str]) -> list[str]:
+        """Returns a command line with the run that ``last`` means; a training goes on with its own config."""
+        options = dict(split_arguments(arguments[1:])[0])
+        given = options.get("--ckpt_path")
+        if not given or given in _NAMED:
+            return arguments
+        run = run_meant(given, options.get("--trainer.default_root_dir") or "runs")
+        arguments = [word if word != f"--ckpt_path={given}" else f"--ckpt_path={run}" for word in arguments]
+        if verb == "fit" and "--config" not in options and (config := config_of(run)):
+            arguments.insert(1, f"--config={config}")  # with the run's own config, which names nothing but ours
+        return arguments
 
     def _set_defaults(self, verb: str, arguments: list[str]) -> None:
         """Refuses options of other verbs; makes a checkpoint's method, or the usual one, the default."""
@@ -71,7 +89,8 @@ class VladCLI(VerbCLI):
         checkpoint = dict(options).get("--ckpt_path")
         model: dict[str, Any] = {}
         if checkpoint and checkpoint not in _NAMED:
-            model = _model_of(checkpoint)
+            import_given(arguments)
+            model = _model_of(str(resume_point(checkpoint)[0]) if verb == "fit" else checkpoint)
         elif verb == "predict" and not checkpoint and not given(arguments, "model", "ckpt_path"):
             model = {"class_path": resolve(_DEFAULT).class_path}
             self._chosen.append(f"method: {_DEFAULT} (default)")
@@ -94,7 +113,8 @@ class VladCLI(VerbCLI):
             for line in self._chosen:
                 _say(line)
             self.parser.add_instantiator(lambda *_, **__: data, AnomalyDataModule, subclasses=False)
-            super().instantiate_classes()
+            with _no_exit(config.model.class_path):
+                super().instantiate_classes()
         self.model.allow_untrained = bool(config.get("allow_untrained"))
         if self.subcommand == "fit":
             self.model.refuse_training_free()
@@ -120,7 +140,8 @@ class VladCLI(VerbCLI):
         chosen = self.config_init[verb].trainer.logger
         others = chosen if isinstance(chosen, list) else [chosen]
         kept = [one for one in others if one is not None and not isinstance(one, bool)]
-        kwargs = {"logger": [self._folder, *kept], **kwargs}
+        kwargs = {"logger": [self._folder, *kept], "plugins": self._plugins(verb), **kwargs}
+        self._add_checkpoints(verb)
         if config.trainer.fast_dev_run:  # a trial keeps nothing
             callbacks = self.trainer_defaults["callbacks"]
             self.trainer_defaults["callbacks"] = [one for one in callbacks if not isinstance(one, Predictions)]
@@ -129,7 +150,25 @@ class VladCLI(VerbCLI):
             predictions.progress = config.trainer.enable_progress_bar is not False
             kwargs = {"enable_progress_bar": False, **kwargs}
         with trainer_errors(config.trainer.as_dict()):
-            return super().instantiate_trainer(**kwargs)
+            trainer: Trainer = super().instantiate_trainer(**kwargs)
+        own_signals(trainer)
+        watch_others(trainer, verb)
+        return trainer
+
+    def _plugins(self, verb: str) -> list[Any]:
+        """Returns the trainer's plugins: how checkpoints are written and read is ours, unless it was chosen."""
+        chosen = self.config_init[verb].trainer.plugins
+        given = chosen if isinstance(chosen, list) else [] if chosen is None else [chosen]
+        return given if any(isinstance(one, CheckpointIO) for one in given) else [*given, SealedCheckpointIO()]
+
+    def _add_checkpoints(self, verb: str) -> None:
+        """Adds the checkpoints of a training, unless they were chosen."""
+        settings = self.config_init[verb].trainer
+        given = settings.callbacks or []
+        given = given if isinstance(given, list) else [given]
+        wanted = verb == "fit" and settings.enable_checkpointing is not False and not settings.fast_dev_run
+        if wanted and not any(isinstance(one, Checkpoint) for one in given):
+            self.trainer_defaults["callbacks"].append(TwoCheckpoints())
 
     def before_instantiate_classes(self) -> None:
         """Chooses the config's file name, the checkpoint and the published number of epochs."""
@@ -142,8 +181,11 @@ class VladCLI(VerbCLI):
         check_trainer(config.trainer.as_dict())
         if verb == "fit" and method.epochs and config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = method.epochs
-        if config.get("ckpt_path") and Path(config.ckpt_path).exists():
-            config.ckpt_path = str(find_checkpoint(config.ckpt_path))
+        if config.get("ckpt_path") and config.ckpt_path not in _NAMED:
+            run = run_meant(config.ckpt_path, config.trainer.default_root_dir or "runs")
+            file, note = resume_point(run) if verb == "fit" else (find_checkpoint(run), "")
+            config.ckpt_path = str(file)
+            self._chosen += [note] if note else []
         self._limited = tell_limits(verb, config)
         self._chosen += [self._limited] if self._limited else []
 
@@ -155,6 +197,11 @@ class VladCLI(VerbCLI):
             settings.image_size = size
             self._chosen.append(f"image_size: {size} (of {settings.backbone})")
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the verb; code of others that ends Python does not make that a success."""
+        with _no_exit(self.config[subcommand].model.class_path):
+            super()._run_subcommand(subcommand)
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         ours = {"predict": {"return_predictions": False}, "test": {"verbose": False}, "validate": {"verbose": False}}
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True, **ours.get(subcommand, {})}
@@ -162,11 +209,12 @@ class VladCLI(VerbCLI):
     @property
     def status(self) -> int:
         """The exit status of the run: 0, or what the callback that knows the predictions says."""
-        if self.subcommand != "predict" or not self.trainer.is_global_zero or "nothing is" in self._limited:
+        if not self.trainer.is_global_zero or "nothing is" in self._limited:
             return 0  # a process beside the first that ended otherwise would end all of them
+        kind: Any = {"predict": Predictions, "test": Evaluator, "validate": Evaluator}.get(str(self.subcommand), ())
         fail = bool(self.config[self.subcommand].get("fail_on_anomaly"))
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        says = [callback.exit_status for callback in callbacks if hasattr(callback, "exit_status")]
+        says = [callback.exit_status for callback in callbacks if isinstance(callback, kind)]
         return int(says[0](fail)) if says else 0
 
 
@@ -187,6 +235,19 @@ def _verb(verb: str) -> Iterator[None]:
 
 
 @contextmanager
+def _no_exit(method: str) -> Iterator[None]:
+    """Turns ``sys.exit`` in a method, or in what else a config names, into an error."""
+    try:
+        yield
+    except SIGTERMException:
+        raise
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's, after Ctrl+C
+            raise
+        raise MethodError(f"{method}, or what else runs with it, ends Python (SystemExit {error.code})") from error
+
+
+@contextmanager
 def _bare_errors() -> Iterator[None]:
     """Raises an error of ours bare, not in jsonargparse's wrapping."""
     try:
@@ -201,7 +262,7 @@ def _bare_errors() -> Iterator[None]:
 def _model_of(checkpoint: str) -> dict[str, Any]:
     """Returns the ``model`` section that a checkpoint's run had: its class and hyper-parameters."""
     content = read_checkpoint(checkpoint)
-    get_method(content["vlad"]["class_path"])  # here a missing plug-in is told in full
+    named_method(content["vlad"]["class_path"], checkpoint)  # here a missing plug-in is told in full
     return {"class_path": content["vlad"]["class_path"], "init_args": hyperparameters(content)}
 
 
@@ -218,24 +279,12 @@ def _quiet() -> None:
         r".*`seed_everything`.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*using `DistributedSampler` with the dataloaders.*",  # padding is left out of the metrics
+        r".*your dataloader is not resumable.*",  # it is, by its place
         r".*predict returned None.*",  # no image of a batch could be read
         r".*Total length of `DataLoader` across ranks is zero.*",  # all is scored already
         r".*You defined a `validation_step` but have no `val_dataloader`.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def _leave_processes() -> None:
-    """Ends the talk between processes before Python does; Lightning does so for NCCL alone.
-
-    A thread of Gloo's may otherwise free a tensor while the interpreter shuts down, which aborts a process whose work
-    is done (one run in thirty).
-    """
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        gc.collect()  # a trainer's cycles hold the group
-        torch.distributed.destroy_process_group()
 
 
 @contextmanager
@@ -245,10 +294,19 @@ def _plain_errors() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise OptionError(first_sentence(error)) from error
+    except ValueError as error:
+        if "numpy accepts from" in str(error):
+            raise OptionError(f"seed_everything {error}") from error
+        raise
     except RuntimeError as error:
         text = first_sentence(error)
         if "out of memory" in text.lower() or "can't allocate memory" in text:
             raise OptionError(f"out of memory: give a smaller --data.batch_size ({text})") from error
+        if "DataLoader worker" in text and "killed" in text:
+            raise OptionError(
+                f"a process that reads images was ended from outside, as for want of memory: give a smaller "
+                f"--data.num_workers or --data.batch_size ({text})"
+            ) from error
         if "PytorchStreamWriter" in text or "No space left" in text:
             raise OutputError(f"a checkpoint cannot be written: {text}; free some space, or give --output") from error
         raise
@@ -268,8 +326,9 @@ def run(arguments: list[str] | None = None) -> int:
         _quiet()
     command = sys.argv[1:] if arguments is None else arguments
     verb = command[0] if command else ""
+    callbacks = [Results(), Predictions(), RunRecord(["vlad", *command]), SaveWhenStopped()]
     try:
-        with _plain_errors(), graceful(verb == "fit"):
+        with failing_together(verb), _plain_errors():
             cli = VladCLI(
                 Method,
                 AnomalyDataModule,
@@ -280,7 +339,7 @@ def run(arguments: list[str] | None = None) -> int:
                 parser_class=VladParser,
                 save_config_callback=SaveConfig,
                 parser_kwargs={"parser_mode": LOADER},
-                trainer_defaults={"callbacks": [Results(), Predictions(), RunRecord(["vlad", *command])]},
+                trainer_defaults={"callbacks": callbacks},
                 args=arguments,
             )
     except SIGTERMException:  # Lightning's own, at the end of a batch
@@ -289,5 +348,5 @@ def run(arguments: list[str] | None = None) -> int:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
-    _leave_processes()
+    leave_processes()
     return cli.status

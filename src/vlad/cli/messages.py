@@ -13,7 +13,7 @@ from vlad.errors import nearest
 from vlad.migrate import RENAMED
 from vlad.registry import list_methods
 
-__all__ = ["describe_type", "first_sentence", "short_error"]
+__all__ = ["describe_type", "first_sentence", "one_line", "short_error"]
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 _MANY = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}
@@ -61,6 +61,14 @@ def first_sentence(error: BaseException | str) -> str:
     text = re.sub(r"\s+", " ", str(error)).strip().replace("`", "")
     found = re.match(r"(.+?[^.A-Z])\.(?: [A-Z]|$)", text)
     return found.group(1) if found else text.rstrip(".")
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an error's own text in one line, without the traceback that a reading process puts around it."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    return " ".join(text.split())
 
 
 def short_error(message: str, known: Iterable[str], hints: Mapping[str, Any] | None = None, section: str = "") -> str:

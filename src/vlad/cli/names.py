@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import get_loader, set_loader
 
+from vlad.cli.bounds import refuse_bomb
 from vlad.cli.loggers import expand_logger, expand_logger_text
 from vlad.cli.values import keep_text
 from vlad.cli.verbs import drop_foreign
@@ -17,7 +18,7 @@ from vlad.errors import OptionError
 from vlad.migrate import RENAMED
 from vlad.registry import canonical, discover, get_method, resolve
 
-__all__ = ["LOADER", "PARSED_VERB", "expand_arguments", "expand_tree", "given", "split_arguments"]
+__all__ = ["LOADER", "PARSED_VERB", "expand_arguments", "expand_tree", "given", "import_given", "split_arguments"]
 
 LOADER = "vlad"
 PARSED_VERB: ContextVar[str] = ContextVar("PARSED_VERB", default="")  # what belongs to other verbs is left out
@@ -88,7 +89,12 @@ def expand_tree(tree: Any) -> Any:
 
 
 def _load(text: str) -> Any:
-    tree = expand_tree(keep_text(get_loader("yaml")(text), text))
+    try:
+        tree = get_loader("yaml")(text)
+    except RecursionError as error:
+        raise OptionError("the config is nested too deeply") from error
+    refuse_bomb(tree)
+    tree = expand_tree(keep_text(tree, text))
     return drop_foreign(PARSED_VERB.get(), tree) if PARSED_VERB.get() else tree
 
 
@@ -169,6 +175,17 @@ def given(arguments: list[str], *keys: str) -> bool:
         if name == "--model" and value and Path(value).is_file() and _holds({"model": _read(value)}, keys):
             return True
     return False
+
+
+def import_given(arguments: list[str]) -> None:
+    """Imports the methods that a command line and its configs name: those are the user's own words."""
+    for name, value in split_arguments(arguments)[0]:
+        tree = _read(value or "") if name in {"--config", "-c"} else {}
+        model = tree.get("model") if isinstance(tree, dict) else None
+        path = model.get("class_path") if isinstance(model, dict) else model
+        path = value if name in {"--model", "--model.class_path"} else path
+        if isinstance(path, str) and "." in path and not Path(path).is_file():
+            get_method(path)
 
 
 def _read(file: str) -> Any:

@@ -43,6 +43,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "heatmaps": ("test", "predict"),
     "decisions": ("test", "predict"),
     "maps": ("test", "predict"),
+    "report": ("test", "predict"),
     "allow_untrained": ("validate", "test", "predict"),
     "fail_on_anomaly": ("predict",),
     "trainer.barebones": (),  # leaves no trace of a run, and is for measuring Lightning itself

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["ResultMetric", "scalars"]
+__all__ = ["ResultMetric", "check_recalls", "fpr_name", "scalars"]
 
 Result = TypeVar("Result")
 
@@ -18,6 +18,27 @@ def scalars(values: Mapping[str, float], device: torch.device) -> dict[str, Tens
     """Returns numbers as scalar tensors, as precise as the device allows."""
     dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS knows no float64
     return {name: torch.tensor(value, dtype=dtype, device=device) for name, value in values.items()}
+
+
+def fpr_name(recall: float) -> str:
+    """Returns what the false-positive rate at a recall is called.
+
+    Examples:
+        >>> fpr_name(0.95)
+        'fpr_at_0.95'
+    """
+    return f"fpr_at_{recall:g}"
+
+
+def check_recalls(recalls: Sequence[float]) -> tuple[float, ...]:
+    """Returns recalls without repetitions.
+
+    Raises:
+        ValueError: One is not in (0, 1].
+    """
+    if not all(0 < recall <= 1 for recall in recalls):
+        raise ValueError(f"recalls lie in (0, 1], got {recalls}")
+    return tuple(dict.fromkeys(float(recall) for recall in recalls))
 
 
 class ResultMetric(Metric, Generic[Result]):

@@ -21,7 +21,9 @@ __all__ = [
     "auroc",
     "average_precision",
     "f1_max",
+    "fpr_at",
     "iou_max",
+    "pixel_curves",
     "pixel_result",
     "sorted_groups",
 ]
@@ -125,6 +127,30 @@ def sorted_groups(
     )
 
 
+def pixel_curves(groups: TieGroups) -> dict[str, tuple[list[float], list[float]]]:
+    """Returns curves to be drawn, each as x and y of some hundred points; none where no ranking metric exists.
+
+    ``roc``: recall over the false-positive rate; ``pr``: precision over recall; ``pro``: per-region overlap over the
+    false-positive rate up to 0.3.
+    """
+    if groups.undefined:
+        return {}
+    true, false = _flagged(groups)
+    fine = np.concatenate([np.linspace(0, 0.05, 50), np.linspace(0.05, 1, 76)[1:]])
+    steps = _staircase(
+        groups.normal_above, groups.normal, groups.normal_total, groups.anomalous.astype(float), groups.anomalous_total
+    )
+    recall, precision = true / groups.anomalous_total, true / (true + false)
+    grid = np.linspace(0, 1, 101)
+    at = np.minimum(np.searchsorted(recall, grid), len(recall) - 1)
+    found = {"roc": (fine, np.interp(fine, *steps)), "pr": (grid, precision[at])}
+    if groups.region is not None and groups.regions:
+        low = np.linspace(0, 0.3, 91)
+        steps = _staircase(groups.normal_above, groups.normal, groups.normal_total, groups.region, groups.regions)
+        found["pro"] = (low, np.interp(low, *steps))
+    return {name: (x.round(5).tolist(), np.clip(y, 0, 1).round(5).tolist()) for name, (x, y) in found.items()}
+
+
 def auroc(groups: TieGroups) -> float:
     """Returns the area under the ROC curve, ties counted half."""
     below = groups.normal_total - groups.normal_above - 0.5 * groups.normal
@@ -148,6 +174,13 @@ def f1_max(groups: TieGroups) -> tuple[float, float]:
     f1 = 2 * true / (true + false + groups.anomalous_total)
     best = int(f1.argmax())
     return float(f1[best]), float(groups.score[best])
+
+
+def fpr_at(groups: TieGroups, recall: float) -> float:
+    """Returns the smallest false-positive rate at which at least this share of the anomalous samples is flagged."""
+    true, false = _flagged(groups)
+    first = int(np.searchsorted(true, recall * groups.anomalous_total - 1e-9))
+    return float(false[first] / groups.normal_total)
 
 
 def iou_max(groups: TieGroups) -> float:
@@ -205,6 +238,7 @@ class PixelResult(NamedTuple):
         aupimo: Mean over anomalous images of the area under recall over log-FPR of normal images.
         f1_threshold: A threshold (score ≥ threshold is anomalous) that reaches ``f1_max``.
         aupros: AUPRO of every FPR limit, in the order they were given.
+        fprs: Smallest false-positive rate at every recall, in the order they were given.
         undefined: Why values are NaN, or "".
     """
 
@@ -216,20 +250,26 @@ class PixelResult(NamedTuple):
     aupimo: float
     f1_threshold: float
     aupros: dict[float, float]
+    fprs: dict[float, float]
     undefined: str = ""
 
 
-def pixel_result(groups: TieGroups, *, limits: Sequence[float], band: tuple[float, float]) -> PixelResult:
+def pixel_result(
+    groups: TieGroups, *, limits: Sequence[float], band: tuple[float, float], recalls: Sequence[float] = ()
+) -> PixelResult:
     """Computes every pixel metric of a table.
 
     Args:
         groups: The table.
         limits: FPRs up to which AUPRO integrates.
         band: FPR band of AUPIMO.
+        recalls: Recalls at which the false-positive rate is told.
     """
     nan = float("nan")
     if groups.undefined:
-        return PixelResult(nan, nan, nan, nan, nan, nan, nan, dict.fromkeys(limits, nan), groups.undefined)
+        return PixelResult(
+            nan, nan, nan, nan, nan, nan, nan, dict.fromkeys(limits, nan), dict.fromkeys(recalls, nan), groups.undefined
+        )
     best, threshold = f1_max(groups)
     aupros = {limit: aupro(groups, limit) for limit in limits}
     return PixelResult(
@@ -241,5 +281,6 @@ def pixel_result(groups: TieGroups, *, limits: Sequence[float], band: tuple[floa
         aupimo(groups, *band) if groups.clean_total else nan,
         threshold,
         aupros,
+        {recall: fpr_at(groups, recall) for recall in recalls},
         "" if groups.clean_total else "no normal images for aupimo",
     )

@@ -6,6 +6,8 @@ batch and its prediction, then :meth:`Evaluation.compute`.
 
 from __future__ import annotations
 
+import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -14,7 +16,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from vlad.errors import DataError
 from vlad.metrics.distributed import fill_empty_states, gather_objects, own_samples, sync_device
 from vlad.metrics.protocols import get_protocol
 from vlad.metrics.regions import RegionCache
@@ -22,7 +23,7 @@ from vlad.metrics.results import EvaluationResult, means
 from vlad.metrics.sources import MetricSource, metric_sources
 from vlad.types import Batch, Prediction, known_masks
 
-__all__ = ["Combine", "Evaluation", "EvaluationResult", "gather_objects", "own_samples"]
+__all__ = ["Combine", "Evaluation", "EvaluationResult", "finite_rows", "gather_objects", "own_samples"]
 
 Category = tuple[str, str]  # data set, category
 Row = dict[str, Any]
@@ -30,6 +31,7 @@ Combine = Callable[[Prediction, tuple[int, int]], Prediction]
 """Scores all images of a category together: their predictions without maps, and the size the maps had."""
 
 _KINDS = ("normal", "anomalous")
+_NOT_FINITE = "the method's score or map is not finite (NaN or infinity); check the weights and the precision"
 _MISSING = {"image": "no labelled images", "pixel": "no masks"}
 
 
@@ -40,8 +42,9 @@ class Evaluation:
         self,
         metrics: Sequence[str] | Mapping[str, Metric] = ("image", "pixel"),
         mode: Literal["streaming", "exact"] | None = None,
-        pro_limits: Sequence[float] = (0.3,),
+        pro_limits: Sequence[float] = (0.3, 0.05),
         evaluation_protocol: str = "mvtec",
+        recalls: Sequence[float] = (0.95,),
     ) -> None:
         """Chooses what is measured and how pixels are counted.
 
@@ -50,15 +53,21 @@ class Evaluation:
             mode: As for :class:`vlad.metrics.PixelMetrics`; by default streaming, unless the protocol needs exact.
             pro_limits: FPRs up to which AUPRO integrates.
             evaluation_protocol: Whose evaluation is reproduced; see :mod:`vlad.metrics.protocols`.
+            recalls: Recalls at which the false-positive rate is told.
         """
         protocol = get_protocol(evaluation_protocol)
+        self.protocol = evaluation_protocol
         options = {
             "mode": mode or ("exact" if protocol.pro == "steps" else "streaming"),
             "pro_limits": tuple(pro_limits),
             "evaluation_protocol": evaluation_protocol,
+            "recalls": tuple(recalls),
             "cache": RegionCache(),
         }
         self._start(metric_sources(metrics, **options))
+        names = [source.name for source in self._sources]
+        self.settings: dict[str, Any] = {"metrics": names, **options}
+        del self.settings["cache"]
 
     def _start(self, sources: list[MetricSource]) -> None:
         self._sources = sources
@@ -96,29 +105,25 @@ class Evaluation:
             rank: This process.
             world_size: Number of processes.
 
-        Raises:
-            DataError: A score is NaN or infinite; the message names the image.
+        An image whose score or map is NaN or infinite counts in no metric; its row carries the error.
         """
         maps, scores = prediction.anomaly_map, prediction.image_score
-        finite = maps.isfinite().flatten(1).all(1) & scores.isfinite()
-        if not finite.all():
-            path = batch["path"][int((~finite).nonzero()[0])]
-            raise DataError(
-                f"the scores of {path} are not finite (NaN or infinity); check the weights and the precision"
-            )
+        finite = finite_rows(prediction).tolist()
         for name, earlier in (prediction.stages or {}).items():
             self._stage(name).update(batch, earlier, rank=rank, world_size=world_size)
         own = own_samples(batch, rank, world_size)
         known = known_masks(batch).tolist()
+        size = tuple(maps.shape[1:])
         categories: dict[Category, list[int]] = {}
         for i in own:
-            category = (batch["dataset"][i], batch["category"][i])
-            if known[i]:
+            category = (sys.intern(batch["dataset"][i]), sys.intern(batch["category"][i]))  # one text for all rows
+            if known[i] and finite[i]:
                 categories.setdefault(category, []).append(i)
             row: Row = {"dataset": category[0], "category": category[1]}
             row |= {"image_id": batch["image_id"][i], "path": batch["path"][i], "label": int(batch["label"][i])}
-            row |= {"image_score": float(scores[i]), "index": int(batch["index"][i]), "has_mask": known[i]}
-            row["size"] = tuple(maps.shape[1:])
+            row |= {"image_score": float(scores[i]), "index": int(batch["index"][i])}
+            row |= {"has_mask": known[i] and finite[i], "error": "" if finite[i] else _NOT_FINITE}
+            row["size"] = size
             if prediction.score_components is not None:
                 row["components"] = prediction.score_components[i].tolist()
             self._rows.append(row)
@@ -155,9 +160,12 @@ class Evaluation:
         table: list[Row] = []
         undefined: list[dict[str, str]] = []
         columns: dict[str, str] = {}  # whose each one is
+        curves: dict[Category, dict[str, Any]] = {}
         for category, chosen in by_category.items():
-            if combine is not None:
+            chosen = [row for row in chosen if not row["error"]]
+            if combine is not None and chosen:
                 _combine(chosen, combine)
+                chosen = [row for row in chosen if not row["error"]]
             line: Row = {"dataset": category[0], "category": category[1]}
             line |= {kind: sum(row["label"] == label for row in chosen) for label, kind in enumerate(_KINDS)}
             extra: Row = {}
@@ -169,6 +177,8 @@ class Evaluation:
                     values, details, reason = source.columns(metric, "/".join(category))
                     line |= self._own(values, source, columns)
                     extra |= details
+                    curves.setdefault(category, {}).update(source.curves(metric))
+                reason = reason if chosen else "no finite scores"
                 if reason:
                     reason = reason.replace("no samples", _MISSING[source.level])
                     note = {"level": source.level, "metric": source.name}
@@ -177,9 +187,11 @@ class Evaluation:
             table.append({**line, **{name: value for name, value in extra.items() if name not in columns}})
         pooled: dict[str, float] = {}
         for source in self._sources if table else []:
-            metric = self._fed(source, None, rows)
+            metric = self._fed(source, None, [row for row in rows if not row["error"]])
             values = {} if metric is None else source.columns(metric, "all categories")[0]
             pooled |= {name: value for name, value in values.items() if columns.get(name) == source.name}
+        for row in rows:
+            row["image_score"] = math.nan if row["error"] else row["image_score"]
         images = pd.DataFrame(rows).drop(columns=["components", "index", "has_mask", "size"], errors="ignore")
         stages = {name: self._stage(name).compute(combine, transductive) for name in self._stage_names()}
         order = [*(("dataset", "category", *_KINDS) if table else ()), *columns]
@@ -187,7 +199,7 @@ class Evaluation:
         categories = categories[[*order, *(name for name in categories if name not in order)]]
         transductive = "scores" if combine is not None else transductive
         mean = means(table, list(columns))
-        self.result = EvaluationResult(categories, images, mean, pooled, undefined, stages, transductive)
+        self.result = EvaluationResult(categories, images, mean, pooled, undefined, stages, transductive, curves)
         return self.result
 
     def _stage_names(self) -> list[str]:
@@ -234,6 +246,11 @@ class Evaluation:
         return {name: value for name, value in values.items() if columns.get(name) == source.name}
 
 
+def finite_rows(prediction: Prediction) -> Tensor:
+    """Returns which images of a batch have a finite score and map (B,), bool."""
+    return prediction.anomaly_map.isfinite().flatten(1).all(1) & prediction.image_score.isfinite()
+
+
 def _no_other_rank() -> bool:
     """Tells a metric that there is nothing to gather."""
     return False
@@ -249,3 +266,4 @@ def _combine(rows: list[Row], combine: Combine) -> None:
     combined = combine(Prediction(nothing, scores, nothing, components), rows[0]["size"])
     for row, score in zip(rows, combined.image_score.tolist(), strict=True):
         row["image_score"] = score
+        row["error"] = "" if math.isfinite(score) else _NOT_FINITE

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from vlad.errors import VladError
-from vlad.metrics.base import ResultMetric, scalars
-from vlad.metrics.curves import PixelResult, TieGroups, pixel_result, sorted_groups
+from vlad.metrics.base import ResultMetric, check_recalls, fpr_name, scalars
+from vlad.metrics.curves import PixelResult, TieGroups, pixel_curves, pixel_result, sorted_groups
 from vlad.metrics.histogram import SIZE, Histogram, merge
 from vlad.metrics.protocols import get_protocol, stepped_aupro
 from vlad.metrics.regions import RegionCache
@@ -69,6 +69,7 @@ class PixelMetrics(ResultMetric[PixelResult]):
         pimo_band: tuple[float, float] = (1e-5, 1e-4),
         evaluation_protocol: str = "mvtec",
         cache: RegionCache | None = None,
+        recalls: Sequence[float] = (0.95,),
         **options: Any,
     ) -> None:
         """Chooses how scores are kept and what is counted.
@@ -80,6 +81,7 @@ class PixelMetrics(ResultMetric[PixelResult]):
             evaluation_protocol: How published code counts; see :mod:`vlad.metrics.protocols`. Those that step over
                 the score range need ``mode="exact"``.
             cache: Remembers regions of masks; shared by the metrics of one evaluation.
+            recalls: Recalls in (0, 1] at which the false-positive rate is told; see :func:`vlad.metrics.base.fpr_name`.
             options: As for :class:`torchmetrics.Metric`, such as ``dist_sync_on_step``.
 
         Raises:
@@ -96,19 +98,27 @@ class PixelMetrics(ResultMetric[PixelResult]):
         self.protocol = get_protocol(evaluation_protocol)
         if self.protocol.pro == "steps" and mode != "exact":
             raise VladError(f"protocol '{evaluation_protocol}' steps over the score range; set the mode to exact")
-        self.mode, self.pimo_band = mode, pimo_band
+        self.mode, self.pimo_band, self.recalls = mode, pimo_band, check_recalls(recalls)
         self.cache = cache or RegionCache(0)
         self.add_state("regions", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("images", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         for name in (*_LISTS, "histograms"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
+        self._curves: dict[str, tuple[list[float], list[float]]] = {}
 
     @classmethod
     def configured(
-        cls, *, mode: Any, pro_limits: Sequence[float], evaluation_protocol: str, cache: RegionCache, **_: Any
+        cls,
+        *,
+        mode: Any,
+        pro_limits: Sequence[float],
+        evaluation_protocol: str,
+        cache: RegionCache,
+        recalls: Sequence[float],
+        **_: Any,
     ) -> PixelMetrics:
         """Returns the metric that an evaluation with these options asks for."""
-        return cls(mode, pro_limits, evaluation_protocol=evaluation_protocol, cache=cache)
+        return cls(mode, pro_limits, evaluation_protocol=evaluation_protocol, cache=cache, recalls=recalls)
 
     def update(self, maps: Tensor, masks: Tensor, names: Sequence[Hashable] | None = None) -> None:
         """Adds anomaly maps.
@@ -204,7 +214,8 @@ class PixelMetrics(ResultMetric[PixelResult]):
     def pooled(cls, metrics: Sequence[PixelMetrics]) -> PixelMetrics:
         """Returns the metric of several categories' pixels together, set up as the first of them."""
         first = metrics[0]
-        total = cls(first.mode, first.pro_limits, first.pimo_band, first.protocol.name).to(first.device)
+        total = cls(first.mode, first.pro_limits, first.pimo_band, first.protocol.name, recalls=first.recalls)
+        total = total.to(first.device)
         for one in metrics:
             total.regions = total.regions + one.regions
             total.images = total.images + one.images
@@ -219,12 +230,19 @@ class PixelMetrics(ResultMetric[PixelResult]):
             self._result = result = self._measure()
         values = {"auroc": result.auroc, "ap": result.ap, "f1_max": result.f1_max}
         values |= {aupro_name(limit): value for limit, value in result.aupros.items()}
-        return scalars(values | {"iou_max": result.iou_max, "aupimo": result.aupimo}, self.device)
+        values |= {"iou_max": result.iou_max, "aupimo": result.aupimo}
+        return scalars(values | {fpr_name(at): value for at, value in result.fprs.items()}, self.device)
+
+    def curves(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Returns curves to be drawn, see :func:`vlad.metrics.curves.pixel_curves`."""
+        self.compute()  # its value is cached
+        return self._curves
 
     def _measure(self) -> PixelResult:
         streamed = self.mode == "streaming" and (self._kept() > KEPT or bool(self._histograms()))
         groups = self._streamed() if streamed else self._sorted()
-        result = pixel_result(groups, limits=self.pro_limits, band=self.pimo_band)
+        result = pixel_result(groups, limits=self.pro_limits, band=self.pimo_band, recalls=self.recalls)
+        self._curves = pixel_curves(groups)
         if self.protocol.pro == "none":
             aupros = dict.fromkeys(self.pro_limits, float("nan"))
             result = result._replace(aupro=float("nan"), aupros=aupros)

@@ -8,9 +8,10 @@ A metric is a ``torchmetrics.Metric`` with a class attribute ``level``, which sa
 Its ``compute`` returns a scalar, or a dict of scalars by name. One is made per category, and one for all pixels or
 images together; the values become columns ``NAME`` or ``NAME_KEY`` of the table. Optional on the class:
 
-- ``configured(**options)``: makes it with the evaluation's ``mode``, ``pro_limits``, ``evaluation_protocol`` and
-  ``cache`` (of regions); without it the class is called without arguments.
+- ``configured(**options)``: makes it with the evaluation's ``mode``, ``pro_limits``, ``evaluation_protocol``,
+  ``recalls`` and ``cache`` (of regions); without it the class is called without arguments.
 - ``why_undefined()``: why a value is NaN, or ""; a metric that has it is also asked where nothing was added.
+- ``curves()``: curves to be drawn in a report, x and y by name.
 - ``details()``: further numbers by name, such as thresholds, that get a column but no mean.
 - ``pooled(metrics)``: a class method that makes one metric of several, in place of updating a further one.
 - ``update(..., names)``: of a pixel metric, a name per mask, by which what is found out of masks can be kept.
@@ -22,11 +23,10 @@ and imports nothing. Names and distributions are treated as those of methods; se
 from __future__ import annotations
 
 from functools import cache
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from vlad.errors import RegistryError, nearest
-from vlad.plugins import Plugin, canonical, declared
+from vlad.plugins import Plugin, canonical, declared, load
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -105,11 +105,7 @@ def get_metric(name: str) -> type[Metric]:
             or has no ``level``.
     """
     plugin = resolve(name)
-    try:
-        entry = metadata.EntryPoint(plugin.name, f"{plugin.module}:{plugin.attribute}", GROUP)
-        cls = entry.load()
-    except Exception as error:  # a third party's module may raise anything
-        raise RegistryError(f"{origin_of(plugin)} failed to import: {type(error).__name__}: {error}") from error
+    cls = load(plugin, GROUP, origin_of(plugin))
     check_metric(cls, origin_of(plugin))
     return cls
 

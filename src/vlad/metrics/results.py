@@ -20,13 +20,15 @@ class EvaluationResult:
     Attributes:
         categories: One row per category: ``dataset``, ``category``, numbers of ``normal`` and ``anomalous`` images,
             and a column per value of each metric, such as ``image_auroc``: in [0, 1] for ours, NaN where undefined.
-        images: One row per image: ``dataset``, ``category``, ``image_id``, ``path``, ``label``, ``image_score``.
+        images: One row per image: ``dataset``, ``category``, ``image_id``, ``path``, ``label``, ``image_score``, and
+            ``error``: why it counts in no metric, "" where it does.
         mean: Unweighted mean over the categories in which a value is defined, per column.
         pooled: The metrics of all categories' images and pixels together, per column.
         undefined: Why a value is NaN: data set, category, level, metric, reason.
         stages: The same for earlier predictions of a method that refines its maps, by name, such as ``initial``.
         transductive: ``scores``: the image scores of a category were combined over its whole test set; ``features``:
             its images were scored together; "": each image by itself.
+        curves: Curves to be drawn, by data set and category, then by name: x and y of their points.
     """
 
     categories: pd.DataFrame
@@ -36,6 +38,12 @@ class EvaluationResult:
     undefined: list[dict[str, str]] = field(default_factory=list)
     stages: dict[str, EvaluationResult] = field(default_factory=dict)
     transductive: Literal["", "scores", "features"] = ""
+    curves: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """Returns the rows of the images that have no finite score."""
+        return self.images[self.images["error"] != ""] if "error" in self.images else self.images.iloc[:0]
 
 
 def means(lines: Sequence[dict[str, Any]], columns: Sequence[str]) -> dict[str, float]:
