@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python experiments/demo.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q --durations=10
+
+# Some thousand damaged files, hostile names, kills and full disks; the report is faults.md.
+faults: $(INSTALLED)
+	$(BIN)/python tests/faults/report.py --output faults.md
 
 lint: $(INSTALLED)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[lint]"
@@ -19,7 +23,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) demo runs faults.md
 
 # The environment, made anew whenever what goes into it changes; the stamp is written last.
 $(INSTALLED): pyproject.toml constraints.txt

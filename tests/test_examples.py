@@ -21,9 +21,11 @@ from tests_support import write_mvtec, write_picture
 from trees import TREES, build
 
 from vlad.cli import USAGE, main
+from vlad.cli import VERBS as EVERY_VERB
 from vlad.cli.calibrate import _EXAMPLES
 from vlad.cli.help import HELP
 from vlad.cli.parser import VladParser, _known_options
+from vlad.cli.results import _EXAMPLES as PUBLISHED
 from vlad.cli.verbs import OPTIONS, VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -38,8 +40,14 @@ SETTINGS = {
     "adaclip": ["--model.depth", "2"],
     "clip_ada": ["--model.full_size", "192"],
     "april_gan": ["--model.layers", "[3,6,9,12]"],
+    "af_clip": ["--model.layers", "[3,6,9,12]"],
+    "aa_clip": ["--model.layers", "[3,6,9,12]"],
+    "bayes_pfl": ["--model.layers", "[3,6,9,12]"],
 }
-SLOW = {"experiments/vlad_tiny": "an experiment of minutes: tests/test_experiments.py looks at its config"}
+SLOW = {
+    "reproduce adaclip --data": "trains AdaCLIP on whole data sets",
+    "experiments/vlad_tiny": "an experiment of minutes: tests/test_experiments.py looks at its config",
+}
 UNSOUND = {  # part of a command -> why it may end with status 1
     "data check": "the data sets here are little trees, which are not complete",
     "data get mpdd": "tells how to get by hand what it cannot download",
@@ -50,7 +58,7 @@ def commands(text):
     """Returns the commands of a page's blocks; what follows two blanks, or a #, is a remark."""
     text = text.replace("\\\n", " ")
     for line in text.splitlines():
-        found = re.match(rf"\s*(?:\$ )?(vlad (?:{'|'.join(VERBS)}|calibrate|data|methods|datasets)\b(?!:).*)", line)
+        found = re.match(rf"\s*(?:\$ )?(vlad (?:{'|'.join(EVERY_VERB)})\b(?!:).*)", line)
         if found:
             yield re.split(r"\s{3,}|\s+# ", found.group(1))[0].strip()
 
@@ -63,6 +71,7 @@ EXAMPLES = {
     **{page.relative_to(ROOT).as_posix(): list(commands(blocks(page))) for page in PAGES},
     "vlad --help": list(commands(USAGE)),
     "vlad calibrate --help": list(commands(_EXAMPLES)),
+    "vlad results --help": list(commands(PUBLISHED)),
     **{f"vlad {verb} --help": examples for verb, (_, _, examples) in HELP.items()},
 }
 EXAMPLES = {source: found for source, found in EXAMPLES.items() if found}
@@ -89,6 +98,10 @@ def everything(tmp_path_factory):
             write_picture(root / folder / f"{i}.png", seed=zlib.crc32(f"{folder}{i}".encode()))
     shutil.copytree(root / "my_parts", root / "parts", ignore=lambda *_: {"train"})
     (root / "parts.csv").write_text("image_path,label\nphotos/0.png,good\nphotos/1.png,bad\n")
+    (root / "plan.yaml").write_text(
+        "datasets: [mvtec_ad]\nshots: [0, 1]\ncommon: {model: {backbone: vlad-tiny}, data: {num_workers: 0}}\n"
+        "methods: [sdp]\n"
+    )
     (root / "experiments").symlink_to(ROOT / "experiments")
     return root
 
@@ -159,9 +172,8 @@ def test_what_is_left_out_is_there():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_options_that_pages_name_are_options(page, options):
     text = page.read_text(encoding="utf-8")
-    for option in sorted(
-        set(re.findall(r"`?--((?:data|trainer|metrics|heatmaps|references|decisions|maps)\.[a-z_]+)", text))
-    ):
+    sections = "data|trainer|metrics|heatmaps|references|decisions|maps|report|features"
+    for option in sorted(set(re.findall(rf"`?--((?:{sections})\.[a-z_]+)", text))):
         assert option in options, f"{page.name} names --{option}"
 
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import yaml
 from tests_support import SMALL, write_mask, write_mvtec, write_picture
 from trees import TREES, build
 
+from vlad.benchmark import read_plan
 from vlad.cli import main
 from vlad.datamodules.catalog import get_record
 
@@ -73,22 +73,22 @@ def test_experiment(file, data, tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("file", GRIDS, ids=[str(file.relative_to(FOLDER)) for file in GRIDS])
-def test_grid(file, tmp_path, capsys):
-    """Every variant is a config that vlad accepts."""
-    grid = script("grid.py")
-    content = tomllib.loads(file.read_text())
-    names = [variant["name"] for variant in content["variant"]]
-    assert len(names) == len(set(names))
-    for variant in content["variant"]:
-        config = grid.merged(content["common"], variant)
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-        with pytest.raises(SystemExit) as end:
-            main(["test", "--config", str(tmp_path / "config.yaml"), "--print_config"])
-        assert end.value.code in {0, None}
-        resolved = yaml.safe_load(capsys.readouterr().out)
-        assert resolved["model"]["init_args"]["backbone"] == "vlad-tiny"
-    fake = [{part: dict.fromkeys(content["metrics"], value) for part in ("before", "after")} for value in (0.5, 0.7)]
-    assert "| x, after refinement | 60.0 ± 14.1 |" in grid.table(content, {"x": fake})
+def test_plan(file, tmp_path, capsys):
+    """Every cell is a config that vlad accepts, in training and test."""
+    plan = read_plan(file)
+    assert file.read_text().startswith("# ")
+    for cell in plan.cells:
+        if cell.seed:
+            continue
+        for verb, config in (("test", cell.config), ("fit", cell.fit_config)):
+            if not config:
+                continue
+            (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+            with pytest.raises(SystemExit) as end:
+                main([verb, "--config", str(tmp_path / "config.yaml"), "--print_config"])
+            assert end.value.code in {0, None}
+            resolved = yaml.safe_load(capsys.readouterr().out)
+            assert resolved["model"]["init_args"]["backbone"] == "vlad-tiny"
 
 
 def test_pixel_ap_by_size(tmp_path, monkeypatch, tiny, capsys):

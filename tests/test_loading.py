@@ -174,7 +174,8 @@ def test_a_path_that_leads_nowhere_is_told(path, tmp_path, monkeypatch):
 def test_a_checkpoint_cannot_name_a_class_that_is_no_method(trained, tmp_path, monkeypatch):
     file = trained / "checkpoints" / "epoch=0.ckpt"
     content = torch.load(file, weights_only=True)
-    content["vlad"]["class_path"] = "subprocess.Popen"
+    content["vlad"] |= {"class_path": "subprocess.Popen"}
+    del content["vlad"]["checksum"]
     content["hyper_parameters"] = {"args": ["touch", str(tmp_path / "ran")]}
     torch.save(content, file)
     with pytest.raises(RegistryError, match="is not a subclass of vlad.Method"):

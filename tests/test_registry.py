@@ -128,3 +128,55 @@ def test_plugins_can_be_switched_off(declare, monkeypatch):
     monkeypatch.setenv("VLAD_PLUGINS", "foo,bar")
     declare(*both)
     assert vlad.list_methods() == ["foo", "sdp"]
+
+
+def test_malformed_entries_are_left_out_and_told(declare):
+    declare(
+        entry("nothing", "", "empty"),
+        entry("bare", "a_module", "bare"),
+        entry("odd", "not a path!", "odd-one"),
+        entry("sdp", "vlad.methods.sdp:SDP", "vlad"),
+    )
+    with pytest.warns(UserWarning, match="names no class") as caught:
+        assert vlad.list_methods() == ["sdp"]
+    assert [str(one.message).split()[0] for one in caught] == ["empty", "bare", "odd_one"]
+
+
+def test_a_package_whose_entry_points_cannot_be_read_is_told_and_left_out(tmp_path, monkeypatch):
+    for name, content in {
+        "bad_package": b"[vlad.methods]\nno equals sign\n",
+        "good_package": b"[vlad.methods]\nfine = json:X\n",
+    }.items():
+        folder = tmp_path / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.refresh()
+    with pytest.warns(UserWarning, match="the entry points of bad_package cannot be read"):
+        found = vlad.list_methods()
+    registry.refresh()
+    assert {"sdp", "fine"} <= set(found)
+
+
+def test_a_plugin_that_ends_python_is_an_error(declare, tmp_path, monkeypatch):
+    (tmp_path / "ends_python.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    declare(entry("ends", "ends_python:X", "ends"))
+    with pytest.raises(RegistryError, match=r"'ends' .* failed to import: it ends Python \(SystemExit 0\)"):
+        vlad.get_method("ends")
+
+
+def test_a_file_names_registered_and_imported_methods_alone(tmp_path, monkeypatch):
+    (tmp_path / "never_imported.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert registry.named_method("vlad.methods.sdp.SDP", "x.ckpt") is SDP
+    assert registry.named_method(f"{__name__}.Fine", "x.ckpt") is Fine
+    for name in ("never_imported.X", "os.system", "X", ""):
+        with pytest.raises(RegistryError, match=r"x.ckpt names the method|is not a subclass"):
+            registry.named_method(name, "x.ckpt")
+    assert "never_imported" not in sys.modules
+
+
+class Fine(SDP):
+    """A method of a user's own module."""

@@ -73,7 +73,7 @@ def test_a_name_that_is_not_utf8_is_written_readably(tmp_path):
     store = RowStore(tmp_path)
     store.append([row("a", path="caf\udce9.png")])
     lines, _ = table(store, "a")
-    assert lines[0]["path"] == "caf\\udce9.png"
+    assert lines[0]["path"] == r"$'caf\xe9.png'"
 
 
 def test_one_run_at_a_time(tmp_path):
@@ -117,3 +117,14 @@ def test_what_cannot_be_written_is_told_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write .*; a file has the name of the folder"):
         RowStore(tmp_path / "file").append([row("a")])
+
+
+def test_a_damaged_row_is_not_there(tmp_path):
+    store = RowStore(tmp_path)
+    store.append([row("a", 0.25), row("b", 0.5)])
+    store.join()
+    file = store.parts / "rows.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"0.25", b"0.75"))
+    again = RowStore(tmp_path)
+    assert list(again.states()) == ["b"]
+    assert [one["image_score"] for one in again.rows("ab")] == [0.5]

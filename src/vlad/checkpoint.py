@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -16,6 +16,8 @@ from vlad.errors import WeightsError
 from vlad.files import write_atomic
 from vlad.migrate import migrate_checkpoint
 from vlad.published import Published, find_checkpoint, locate
+from vlad.sealed import check_seal, checksum, seal
+from vlad.torch_files import load_torch
 
 __all__ = [
     "check_loaded",
@@ -46,6 +48,7 @@ class Restorable(Protocol):
     backbone: Any
     memory: Any
     origin: str
+    weight_files: Mapping[str, str]
 
     def published_state(self, file: Mapping[str, Any]) -> dict[str, Tensor]:
         """Maps a checkpoint in the authors' format to the names of the method's parameters."""
@@ -104,9 +107,8 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
     """
     path = find_checkpoint(path)
     try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        content = _read_safetensors(path) if safe else load_torch(path)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is refused: it holds Python objects besides tensors, which could run code when loaded; "
@@ -116,10 +118,10 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
         raise WeightsError(f"{path} cannot be read as weights ({type(error).__name__}); is it complete?") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors")
-    return content
+    return check_seal(dict(content), str(path))
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
+def _read_safetensors(path: Path) -> dict[str, Any]:
     """Reads named tensors, or what :func:`export_weights` wrote as the checkpoint it was."""
     from safetensors import safe_open
 
@@ -170,6 +172,7 @@ def export_weights(source: str | Path, target: str | Path, decision: str = "") -
     checkpoint = read_checkpoint(source)
     tensors = {key: value.contiguous() for key, value in _fitted(checkpoint["state_dict"]).items()}
     about = {"vlad": dict(checkpoint["vlad"]), "hyper_parameters": hyperparameters(checkpoint)}
+    about["vlad"]["checksum"] = checksum({**about, "state_dict": tensors})
     metadata = {"vlad": json.dumps(about), **({"decision": decision} if decision else {})}
     return write_atomic(target, lambda partial: save_file(tensors, partial, metadata))
 
@@ -201,6 +204,7 @@ def slim(method: Restorable, checkpoint: dict[str, Any]) -> None:
     empty = not method.memory.categories
     checkpoint["state_dict"] = {key: value for key, value in state.items() if not (empty and key.startswith(MEMORY))}
     checkpoint["vlad"] = describe(method)
+    seal(checkpoint)
 
 
 def check_loaded(method: Restorable, checkpoint: dict[str, Any]) -> None:
@@ -209,13 +213,14 @@ def check_loaded(method: Restorable, checkpoint: dict[str, Any]) -> None:
     Raises:
         WeightsError: The checkpoint is of another method or encoder, or holds a value that is not finite.
     """
-    checkpoint.update(migrate_checkpoint(checkpoint))
+    checkpoint.update(migrate_checkpoint(check_seal(checkpoint, "the checkpoint")))
     record, own = checkpoint.get("vlad", {}), describe(method)
     if record.get("class_path", own["class_path"]) != own["class_path"]:
         raise WeightsError(f"the checkpoint is of {record['class_path']}, this method is {own['class_path']}")
     _refuse_other_encoder(method, record, "the checkpoint")
     state = dict(checkpoint["state_dict"])
     _refuse_not_finite(state, "the checkpoint")
+    _refuse_misfits(method, state, "the checkpoint")
     _resize_buffers(method, state)
     present = method.state_dict()
     optional = {key: value for key, value in present.items() if key.startswith((FROZEN, MEMORY))}
@@ -272,12 +277,13 @@ class _Reader(Mapping[str, Any]):
         return len(self._content)
 
 
-def load_weights(method: Restorable, path: str | Path) -> None:
+def load_weights(method: Restorable, path: str | Path, content: Mapping[str, Any] | None = None) -> None:
     """Loads trained parameters and fitted buffers into a method.
 
     Args:
         method: The method; it knows its authors' names.
         path: The authors' file or its name, one of vlad's checkpoints, or a run folder.
+        content: What is there, where the method has read it itself, as of weights in two files.
 
     Raises:
         WeightsError: Unreadable or unsafe file, or its tensors do not fit; the message lists them.
@@ -286,7 +292,7 @@ def load_weights(method: Restorable, path: str | Path) -> None:
     trained = {key: p for key, p in method.named_parameters() if p.requires_grad}
     if not trained:
         raise WeightsError(f"{name} is training-free and has no weights to load; leave out weights: {path}")
-    content = read_file(locate(path, method.published_weights))
+    content = read_file(locate(path, method.published_weights)) if content is None else content
     if "vlad" in content:
         checkpoint = migrate_checkpoint(dict(content))
         _refuse_other_encoder(method, checkpoint["vlad"], str(path))
@@ -302,17 +308,40 @@ def load_weights(method: Restorable, path: str | Path) -> None:
         if unread := [str(key) for key in content if key not in reader.read]:
             rank_zero_warn(f"{path} holds more than {name} reads; passed over: {', '.join(unread[:8])}")
     _refuse_not_finite(state, str(path))
-    buffers = {key for key, _ in method.named_buffers() if not key.startswith(FROZEN)}
-    known = {key for key in method.state_dict() if key in trained or key in buffers or key.startswith(MEMORY)}
-    problems = [f"missing {key}" for key in trained if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in known and not key.startswith(MEMORY)]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(p.shape)}"
-        for key, p in trained.items()
-        if key in state and state[key].shape != p.shape
-    ]
-    if problems:
-        raise WeightsError(f"{path} does not fit {name}: " + "; ".join(problems[:8]))
+    _refuse_misfits(method, state, str(path))
     _resize_buffers(method, state)
     method.load_state_dict({**method.state_dict(), **state})
     method.origin = f"weights {path}"
+    method.weight_files = _digests(path, method.published_weights)
+
+
+def _refuse_misfits(method: Restorable, state: Mapping[str, Any], where: str) -> None:
+    """Refuses what a method has no place for, what it misses, and values of another shape or kind."""
+    trained = {key: p for key, p in method.named_parameters() if p.requires_grad}
+    buffers = {key for key, _ in method.named_buffers() if not key.startswith(FROZEN)}
+    known = {key for key in method.state_dict() if key in trained or key in buffers or key.startswith(MEMORY)}
+    problems = [f"missing {key}" for key in trained if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in known and not key.startswith((MEMORY, FROZEN))]
+    for key, value in state.items():
+        expected = trained.get(key)
+        if not isinstance(value, Tensor):
+            problems.append(f"{key} is no tensor but a {type(value).__name__}")
+        elif expected is not None and value.shape != expected.shape:
+            problems.append(f"{key} has shape {tuple(value.shape)}, expected {tuple(expected.shape)}")
+        elif expected is not None and not value.is_floating_point():
+            problems.append(f"{key} holds {value.dtype}, expected floating-point numbers".replace("torch.", ""))
+    if problems:
+        raise WeightsError(f"{where} does not fit {type(method).__name__}: " + "; ".join(problems[:8]))
+
+
+def _digests(path: str | Path, published: Mapping[str, Published]) -> dict[str, str]:
+    """Returns the SHA-256 of the files that some weights are in."""
+    try:
+        files = [locate(path, published)]
+    except WeightsError:  # a folder of several files
+        files = sorted(file for file in Path(path).iterdir() if file.is_file())
+    found = {}
+    for file in files:
+        with file.open("rb") as stream:
+            found[str(file)] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["differences", "scoring_identity"]
 
-_TOLD = {"backbone", "pretrained", "weights"}  # by fingerprint and digest: a folder may have moved
+# Told by fingerprint and digest, as a folder may have moved.
+_TOLD = {"backbone", "pretrained", "dino", "dino_pretrained", "weights"}
 
 _WORDS = {
     "method": "the method",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.errors import OptionError, WeightsError
-from vlad.registry import get_method, list_methods
+from vlad.registry import get_method, list_methods, named_method
 from vlad.runs.pointers import checkpoint_of, resolve_run
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def load(
         device: Where it is computed, such as ``cuda``.
         intensity_range: Values that become black and white in images of more than 8 bits: (0, 4095) for 12 bits in 16.
             By default what the file says, else all of its type.
-        max_pixels: Images with more pixels are refused; by default above 178 million.
+        max_pixels: Images with more pixels are refused; by default above 89 million.
         allow_untrained: Whether a method that has to be trained may be built without weights, for experiments.
         **overrides: Constructor arguments of the method; they take precedence over what a run saved.
 
@@ -144,7 +144,7 @@ def restore(path: str | Path, overrides: Mapping[str, Any] | None = None, *, all
     if path.is_dir() and not any(path.glob("checkpoints/*.ckpt")):
         return _from_config(path, overrides, allow_untrained)
     checkpoint = read_checkpoint(path)
-    cls = get_method(checkpoint["vlad"]["class_path"])
+    cls = named_method(checkpoint["vlad"]["class_path"], path)
     arguments = {**hyperparameters(checkpoint), **overrides}
     if str(arguments.get("backbone")).startswith("object:"):
         raise WeightsError(
@@ -187,7 +187,7 @@ def _from_config(folder: Path, overrides: dict[str, Any], allow_untrained: bool)
         given = checkpoint_of(folder) or config.get("ckpt_path")
         if given:
             return restore(given, overrides, allow_untrained=allow_untrained)
-        cls = get_method(model["class_path"])
+        cls = named_method(model["class_path"], file)
         arguments = {**model.get("init_args", {}), **overrides}
         check_known(cls, arguments)
         return _trained(cls(**arguments), folder, allow_untrained)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
-__all__ = ["Plugin", "canonical", "declared"]
+from vlad.errors import RegistryError
+
+__all__ = ["Plugin", "canonical", "declared", "entries", "load"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,51 @@ def _allowed(distribution: str) -> bool:
     return distribution in {canonical(d) for d in setting.split(",")}
 
 
+def entries(group: str) -> Iterable[metadata.EntryPoint]:
+    """Returns the entry points of a group; where one distribution's cannot be read, those of the others."""
+    try:
+        return metadata.entry_points(group=group)
+    except Exception:  # one malformed line of any package, ours or not, makes all of them unreadable
+        found: dict[tuple[str, str], metadata.EntryPoint] = {}
+        for distribution in metadata.distributions():
+            try:
+                for entry in distribution.entry_points.select(group=group):
+                    found.setdefault((entry.name, entry.value), entry)
+            except Exception as error:
+                warnings.warn(
+                    f"the entry points of {_name(distribution)} cannot be read ({type(error).__name__}) and are left "
+                    "out: reinstall it",
+                    stacklevel=4,
+                )
+        return found.values()
+
+
+def _name(distribution: metadata.Distribution) -> str:
+    try:
+        return str(distribution.name)
+    except Exception:
+        return "a package without a name"
+
+
+def load(plugin: Plugin, group: str, origin: str) -> Any:
+    """Imports what a plug-in declares.
+
+    Args:
+        plugin: The plug-in.
+        group: Its group of entry points.
+        origin: What errors call it.
+
+    Raises:
+        RegistryError: It fails to import, with its cause, or ends Python instead.
+    """
+    try:
+        return metadata.EntryPoint(plugin.name, f"{plugin.module}:{plugin.attribute}", group).load()
+    except SystemExit as error:
+        raise RegistryError(f"{origin} failed to import: it ends Python (SystemExit {error.code})") from error
+    except Exception as error:  # a third party's module may raise anything
+        raise RegistryError(f"{origin} failed to import: {type(error).__name__}: {error}") from error
+
+
 def declared(group: str, kind: str, built_in: Mapping[str, Plugin] | None = None) -> dict[str, Plugin]:
     """Returns every declared plug-in of a group by canonical name, sorted; imports none of them.
 
@@ -67,10 +115,21 @@ def declared(group: str, kind: str, built_in: Mapping[str, Plugin] | None = None
     """
     built_in = built_in or {}
     found: dict[str, list[Plugin]] = {name: [plugin] for name, plugin in built_in.items()}
-    for entry in metadata.entry_points(group=group):
-        distribution = canonical(entry.dist.name) if entry.dist else "unknown"
+    for entry in entries(group):
+        distribution = canonical((entry.dist and entry.dist.name) or "unknown")
         name = canonical(entry.name)
         if not _allowed(distribution) or (distribution == "vlad" and name in built_in):
+            continue
+        try:
+            module, attribute = entry.module, entry.attr
+        except AttributeError:  # what the metadata say has not the form of module:attribute
+            module = attribute = ""
+        if not module or not attribute:
+            warnings.warn(
+                f"{distribution} declares the {kind} '{entry.name}' as '{entry.value}', which names no class: "
+                "MODULE:CLASS; it is left out",
+                stacklevel=3,
+            )
             continue
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             warnings.warn(
@@ -78,7 +137,7 @@ def declared(group: str, kind: str, built_in: Mapping[str, Plugin] | None = None
                 stacklevel=3,
             )
             continue
-        plugin = Plugin(name, entry.module, entry.attr, distribution, entry.dist.version if entry.dist else "?")
+        plugin = Plugin(name, module, attribute, distribution, (entry.dist and entry.dist.version) or "?")
         if plugin not in found.setdefault(name, []):  # an editable install may be listed twice
             found[name].append(plugin)
     chosen = {}

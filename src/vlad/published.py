@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vlad.errors import WeightsError, nearest
 from vlad.files import cache_folder, write_atomic
-from vlad.runs.pointers import LATEST, checkpoint_of, resolve_run
+from vlad.runs.pointers import LATEST, checkpoint_of, newest_first, resolve_run
 
 __all__ = ["InRepository", "Published", "find_checkpoint", "locate"]
 
@@ -148,8 +148,7 @@ def find_checkpoint(path: str | Path) -> Path:
     """
     path = resolve_run(path)
     if path.is_dir():
-        found = sorted(path.glob("checkpoints/*.ckpt"), key=lambda file: file.stat().st_mtime)
-        given = found[-1] if found else checkpoint_of(path)
+        given = next(iter(newest_first(path)), None) or checkpoint_of(path)
         if given is None:
             raise WeightsError(f"run folder {path} holds no checkpoints/*.ckpt; run vlad fit first")
         return given

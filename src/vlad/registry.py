@@ -8,17 +8,28 @@ What happens where two plug-ins have one name, and how to leave plug-ins out: :m
 
 from __future__ import annotations
 
+import sys
 from functools import cache
-from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlad.errors import RegistryError, nearest
-from vlad.plugins import Plugin, canonical, declared
+from vlad.plugins import Plugin, canonical, declared, load
 
 if TYPE_CHECKING:
     from vlad.methods.base import Method
 
-__all__ = ["GROUP", "Plugin", "canonical", "discover", "get_method", "list_methods", "refresh", "resolve"]
+__all__ = [
+    "GROUP",
+    "Plugin",
+    "canonical",
+    "discover",
+    "get_method",
+    "list_methods",
+    "named_method",
+    "refresh",
+    "resolve",
+]
 
 GROUP = "vlad.methods"
 API_VERSION = 2  # of the Method interface; a plug-in states the one it was written for as `Method.api`
@@ -76,11 +87,7 @@ def get_method(name: str) -> type[Method]:
     else:
         plugin = resolve(name)
     origin = f"method '{plugin.name}' ({plugin.class_path}, from {plugin.distribution} {plugin.version}".rstrip() + ")"
-    try:
-        entry = metadata.EntryPoint(plugin.name, f"{plugin.module}:{plugin.attribute}", GROUP)
-        cls = entry.load()
-    except Exception as error:  # a third party's module may raise anything
-        raise RegistryError(f"{origin} failed to import: {type(error).__name__}: {error}") from error
+    cls = load(plugin, GROUP, origin)
     from vlad.methods.base import Method
 
     if not (isinstance(cls, type) and issubclass(cls, Method)):
@@ -92,6 +99,31 @@ def get_method(name: str) -> type[Method]:
             f"encode and compare (docs/write-a-method.md){newer}"
         )
     return cls
+
+
+def named_method(class_path: str, where: str | Path) -> type[Method]:
+    """Returns the method that a file names; nothing is imported for it but registered methods.
+
+    Args:
+        class_path: What the file says.
+        where: The file, for errors.
+
+    Raises:
+        RegistryError: Neither a registered method nor a class that has been imported; or as :func:`get_method`.
+    """
+    module, _, attribute = class_path.rpartition(".")
+    plugins = discover().values()
+    if any(plugin.class_path == class_path for plugin in plugins) or hasattr(sys.modules.get(module), attribute):
+        return get_method(class_path)
+    for plugin in plugins:  # one may be declared by another path than that of the module that defines it
+        if plugin.module.partition(".")[0] == module.partition(".")[0]:
+            cls = get_method(plugin.name)
+            if f"{cls.__module__}.{cls.__qualname__}" == class_path:
+                return cls
+    raise RegistryError(
+        f"{where} names the method {class_path}, which no installed package declares: install it; or, if it is yours, "
+        f"name it yourself (--model {class_path}), or import it first"
+    )
 
 
 def _interface(cls: type[Method]) -> int:

@@ -8,7 +8,6 @@ finished runs.
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
 import json
 import os
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlad.errors import VladError
-from vlad.files import output_errors, write_atomic, write_json
-from vlad.journal import Journal
+from vlad.files import open_plain, output_errors, write_atomic, write_json
+from vlad.journal import Journal, open_line
+from vlad.table import write_table
 
 __all__ = ["COLUMNS", "FileState", "RowStore", "StoreError", "table_line"]
 
@@ -104,7 +104,7 @@ class RowStore:
             return
         with output_errors(self.parts):
             self.parts.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.parts / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = open_plain(self.parts / "lock", os.O_RDWR)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -138,7 +138,7 @@ class RowStore:
         try:
             recorded = json.loads(file.read_text(encoding="utf-8"))
             version, before = recorded["format"], recorded["settings"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
             raise StoreError(f"{file} is damaged: choose another --output, or delete {self.folder}") from error
         if version != _FORMAT:
             raise StoreError(f"{self.folder} was written by another version of vlad: choose another --output")
@@ -186,9 +186,9 @@ class RowStore:
             offset = 0
             with file.open("rb") as opened:
                 for line in opened:
-                    if line.endswith(b"\n"):  # else a kill cut it off
-                        with contextlib.suppress(ValueError):
-                            yield _Place(file, offset), json.loads(line)
+                    row = open_line(line)
+                    if row is not None:
+                        yield _Place(file, offset), row
                     offset += len(line)
 
     def states(self) -> dict[str, FileState]:
@@ -211,7 +211,9 @@ class RowStore:
                 place = places.get(key)
                 if place is not None:
                     opened[place.file].seek(place.offset)
-                    yield json.loads(opened[place.file].readline())
+                    row = open_line(opened[place.file].readline())
+                    if row is not None:
+                        yield row
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -224,15 +226,12 @@ class RowStore:
             visit: Is called with every row.
         """
 
-        def write(partial: Path) -> None:
-            with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(COLUMNS)
-                for row in self.rows(keys):
-                    writer.writerow(table_line(row))
-                    visit(row)
+        def lines() -> Iterator[list[Any]]:
+            for row in self.rows(keys):
+                visit(row)
+                yield table_line(row)
 
-        write_atomic(table, write)
+        write_table(table, COLUMNS, lines())
 
     def join(self) -> None:
         """Joins the parts of all processes to one file; rows that a later one replaced are left out."""
@@ -255,19 +254,11 @@ class RowStore:
                 file.unlink(missing_ok=True)
 
 
-def table_line(row: Mapping[str, Any]) -> list[str]:
-    """Returns a row's cells, in the order of :data:`COLUMNS`; what is not known is empty.
+def table_line(row: Mapping[str, Any]) -> list[Any]:
+    """Returns a row's values, in the order of :data:`COLUMNS`; None where nothing is known.
 
     Examples:
-        >>> table_line({"path": "a.png", "image_score": 0.5, "regions": []})[:5]
-        ['a.png', '', '', '', '0.5']
+        >>> table_line({"path": "a.png", "image_score": 0.5})[:5]
+        ['a.png', None, None, None, 0.5]
     """
-    return [_cell(row.get(column)) for column in COLUMNS]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        return json.dumps(value)
-    return value if isinstance(value, str) else repr(value)
+    return [row.get(column) for column in COLUMNS]

@@ -83,6 +83,9 @@ def _batch(method: Method, size: int = 3, seed: int = 0) -> Batch:
 
 def _score(method: Method, batch: Batch) -> Prediction:
     with torch.no_grad():
+        if method.eval().tags.transductive == "features":  # the batch is the set
+            side = _side(method)
+            return method.score_set(method.encode(batch["image"]), None, (side, side))
         return method.eval().score(batch["image"], batch["class_name"])
 
 
@@ -123,7 +126,9 @@ def check_features(method: Method) -> None:
 
 
 def check_batch_independence(method: Method) -> None:
-    """An image scores the same alone and among others."""
+    """An image scores the same alone and among others; passed over where a set is scored together."""
+    if method.tags.transductive == "features":
+        return
     batch = _batch(method)
     together = _score(method, batch)
     for i in range(3):
@@ -177,8 +182,11 @@ def check_frozen_backbone(method: Method) -> None:
     if method.supervision == "one-class":
         batch["mask"], batch["label"] = torch.zeros_like(batch["mask"]), torch.zeros_like(batch["label"])
     batch = method.prepare(batch)
-    total = torch.stack(list(method.loss(method.encode_for_loss(batch["image"]), batch).values())).sum()
-    total.backward()
+    several: Any = method  # a training may have stages, one after another
+    for stage in several.stages if hasattr(method, "stage") else ("",):
+        several.stage = stage
+        total = torch.stack(list(method.loss(method.encode_for_loss(batch["image"]), batch).values())).sum()
+        total.backward()
     silent = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert not silent, f"no gradient reaches {silent}"
     optimizer.step()

@@ -44,6 +44,10 @@ def test_damaged_cache_is_made_anew(mvtec, calls, tmp_path, monkeypatch):
     for damage in (text[: len(text) // 2], text.replace("label", "lable"), "", text.replace(",-1,", ",x,")):
         file.write_text(damage)
         assert indexed(mvtec).equals(first)
+    for damage in (text.replace(",0,", ",1,", 1), text.replace("broken", "brokem"), text + "\n"):
+        assert damage != text
+        file.write_text(damage)
+        assert indexed(mvtec).equals(first)  # a changed label is noticed
     assert indexed(mvtec).equals(first)
 
 

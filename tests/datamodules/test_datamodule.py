@@ -182,16 +182,16 @@ def test_wrong_augmentation(mvtec, step, message):
 
 
 def test_an_error_in_a_worker_keeps_its_sentence(mvtec):
-    from vlad.cli import _short
+    from vlad.cli.messages import one_line
 
     data = small_data(mvtec, test="mvtec_ad", num_workers=1)
     data.setup("test")  # what is wrong by now is told here; later changes where they are read
     write_mask(mvtec / "mvtec_ad" / "bottle" / "ground_truth" / "broken" / "000_mask.png", size=(7, 7))
     with pytest.raises(DataError) as error:
         list(data.test_dataloader())
-    assert _short(error.value).startswith("mask ")
-    assert "000_mask.png is 7x7 pixels, its image 40x36" in _short(error.value)
-    assert "Traceback" not in _short(error.value)
+    assert one_line(error.value).startswith("mask ")
+    assert "000_mask.png is 7x7 pixels, its image 40x36" in one_line(error.value)
+    assert "Traceback" not in one_line(error.value)
 
 
 def test_split_protocol_names_what_is_trained_and_tested(mvtec):

@@ -164,3 +164,17 @@ def test_a_table_to_predict_needs_images_alone(place):
     assert frame["image_id"].tolist() == ["0", "gone"]
     with pytest.raises(DataError, match="2 missing images"):
         index_table(written(place, "image_path\nx.png\ny.png\n"), scored=True)
+
+
+def test_parquet_of_nullable_types(tmp_path):
+    for number in range(3):
+        write_picture(tmp_path / f"{number}.png", seed=number)
+    frame = pd.DataFrame({"image_path": pd.array([f"{n}.png" for n in range(3)], "string")})
+    frame["label"] = pd.array([0, 1, None], "Int64")
+    frame["mask_path"] = pd.array([None] * 3, "string")
+    frame["score"] = pd.array([0.5, None, 1.5], "Float64")
+    frame["split"] = pd.Categorical(["test"] * 3)
+    frame["when"] = pd.to_datetime(["2026-01-01", None, None])
+    frame.to_parquet(tmp_path / "t.parquet")
+    with pytest.warns(UserWarning, match="not read"):
+        assert index_table(tmp_path / "t.parquet")["label"].tolist() == [0, 1, -1]

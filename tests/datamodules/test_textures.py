@@ -26,7 +26,7 @@ def test_every_training_image_has_a_texture(mvtec, folder):
     data.setup("test")
 
     def colours(seed):
-        torch.manual_seed(seed)
+        data.selection.seed = seed
         (batch,) = data.train_dataloader()
         assert batch["texture"].shape == (6, 3, 32, 32)
         assert batch["texture"].dtype == torch.uint8

@@ -38,7 +38,7 @@ def test_what_is_written_is_read_to_the_last_bit(tmp_path):
 
 def test_it_holds_what_people_ask_of_it(tmp_path):
     content = json.loads(made().save(tmp_path / "d.json").read_text())
-    assert content["format"] == 1
+    assert content["format"] == 2
     assert content["categories"]["bottle/ä"]["counts"] == {"normal": 40, "anomalous": 3}
     assert {"vlad", "created", "kind", "false_alarm_rate", "identity", "seed", "min_area"} <= set(content)
 
@@ -66,7 +66,7 @@ def change_rule(**changes):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (change(format=2), "its format is 2, this vlad reads 1"),
+        (change(format=3), "its format is 3, this vlad reads 2"),
         (change(kind="magic"), "kind must be one of"),
         (change(kind=[]), "kind must be one of"),
         (change(false_alarm_rate=1.5), "false_alarm_rate must be"),

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from vlad.drawing import map_of_image, read_map, write_map
+from vlad.errors import DataError
 
 
 def test_a_map_gets_its_images_size():
@@ -56,5 +57,5 @@ def test_both_formats_give_the_map_back(tmp_path, kind, case):
 
 def test_a_png_of_somebody_else_is_refused(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="no map of vlad"):
+    with pytest.raises(DataError, match="no map of vlad"):
         read_map(tmp_path / "x.png")

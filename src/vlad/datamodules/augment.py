@@ -15,7 +15,7 @@ __all__ = ["build_augment"]
 
 def build_augment(
     steps: Sequence[Mapping[str, Any]],
-) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+) -> Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]:
     """Builds a chain of albumentations transforms.
 
     Args:
@@ -23,14 +23,16 @@ def build_augment(
             as ``{"name": "HorizontalFlip", "p": 0.5}``.
 
     Returns:
-        A function of image (H, W, 3) uint8 and mask (H, W) bool that returns both, changed alike.
+        A function of image (H, W, 3) uint8, mask (H, W) bool and a source of random numbers that returns both,
+        changed alike.
 
     Raises:
         DataError: Unknown transform or argument.
 
     Examples:
         >>> flip = build_augment([{"name": "HorizontalFlip", "p": 1.0}])
-        >>> image, mask = flip(np.zeros((2, 2, 3), np.uint8), np.array([[True, False], [False, False]]))
+        >>> random = np.random.default_rng(0)
+        >>> image, mask = flip(np.zeros((2, 2, 3), np.uint8), np.array([[True, False], [False, False]]), random)
         >>> mask.tolist()
         [[False, True], [False, False]]
     """
@@ -51,7 +53,8 @@ def build_augment(
             raise DataError(f"data.augment: {name}: {str(error).splitlines()[0]}") from error
     chain = albumentations.Compose(transforms)
 
-    def augment(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def augment(image: np.ndarray, mask: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        chain.set_random_seed(int(random.integers(2**32)))
         changed = chain(image=image, mask=mask.astype(np.uint8))
         return changed["image"], changed["mask"] > 0
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vlad.datamodules.index import COLUMNS
 from vlad.errors import VladError
-from vlad.files import cache_folder, write_text
+from vlad.files import cache_folder, read_plain, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,8 +57,14 @@ def fingerprint(root: Path) -> str:
     return digest.hexdigest()
 
 
+def _digest(table: str) -> str:
+    return hashlib.sha256(table.encode()).hexdigest()
+
+
 def cached(key: str, root: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """Returns an index from the cache where the tree is as it was, else makes it and remembers it.
+
+    The cache holds a digest of the index: one that was damaged or edited is made anew.
 
     Args:
         key: Everything that the index depends on but the tree.
@@ -69,13 +75,16 @@ def cached(key: str, root: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFra
 
     state = fingerprint(root)
     name = hashlib.sha256(f"{key}\0{root.resolve()}".encode()).hexdigest()[:24]
-    file = cache_folder() / "index" / f"{name}.csv"
     try:
-        text = file.read_text(encoding="utf-8")
+        file = cache_folder() / "index" / f"{name}.csv"
+    except VladError:  # a user without a home
+        return make()
+    try:
+        text = read_plain(file, 1 << 30).decode()  # a text file's line ends would be changed
         head, _, table = text.partition("\n")
-        if head.startswith(state):
+        if head == f"{state} {_digest(table)}":
             frame = pd.read_csv(io.StringIO(table), dtype=str, keep_default_na=False)
-            if tuple(frame.columns) == COLUMNS and head == f"{state} {len(frame)}":
+            if tuple(frame.columns) == COLUMNS:
                 numbers = ("label", "mask_threshold", "frame")
                 frame = frame.astype(dict.fromkeys(numbers, "int64"))
                 frame["has_mask"] = frame["has_mask"] == "True"
@@ -84,5 +93,6 @@ def cached(key: str, root: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFra
         pass  # no cache, or a damaged one
     frame = make()
     with suppress(VladError, OSError, UnicodeEncodeError):  # without the cache it is only slower
-        write_text(file, f"{state} {len(frame)}\n{frame.to_csv(index=False)}")
+        table = frame.to_csv(index=False, lineterminator="\n")
+        write_text(file, f"{state} {_digest(table)}\n{table}")
     return frame

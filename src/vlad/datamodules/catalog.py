@@ -12,11 +12,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from vlad.datamodules.image_files import printable
+from vlad.datamodules.record_checks import MOST_BYTES, check_record, check_types
 from vlad.errors import DataError, nearest
+from vlad.files import read_plain
+from vlad.plugins import entries
 
 __all__ = [
     "Download",
@@ -31,7 +35,6 @@ __all__ = [
 
 GROUP = "vlad.datasets"
 _RENAMED = {"shares": "overlaps", "bands": "row_crops", "species": "defect_type"}
-_LABELS = ("defect_type", "has_mask", "mask", "anomalous")
 
 
 @dataclass(frozen=True)
@@ -171,32 +174,26 @@ def read_record(text: str, origin: str) -> Record:
                 raise renamed(key, where)
             if key not in known:
                 raise DataError(f"{origin}: unknown key '{key}'{where}; {nearest(key, known)}")
-        try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
-        except TypeError as error:
-            raise DataError(f"{origin}{where}: {str(error).split('__init__() ')[-1]}") from error
+        if table.get("label") in list(_RENAMED):
+            raise renamed(table["label"], f" in layout '{table.get('name')}'")
+        check_types(cls, table, f"{origin}:{where}" if where else origin)
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
 
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"{origin} is no TOML: {error}") from error
-    data["layouts"] = [build(Layout, layout, " in a layout") for layout in data.get("layouts", [])]
-    data["downloads"] = [build(Download, file, " in a download") for file in data.get("downloads", [])]
+    for key, kind in (("layouts", Layout), ("downloads", Download)):
+        tables = data.get(key, [])
+        if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+            raise DataError(f"{origin}: give '{key}' as [[{key}]]")
+        data[key] = [build(kind, one, f" in a {key.removesuffix('s')}") for one in tables]
     record: Record = build(Record, data, "")
+    check_record(record, origin)
     for layout in record.layouts:
-        try:
-            groups = re.compile(layout.image).groupindex
-        except re.error as error:
-            raise DataError(f"{origin}: layout '{layout.name}': image is no regular expression: {error}") from error
         for old in _RENAMED:
-            if old in {layout.label, *groups, *layout.columns}:
+            if old in {*re.compile(layout.image).groupindex, *layout.columns}:
                 raise renamed(old, f" in layout '{layout.name}'")
-        if layout.label not in _LABELS:
-            raise DataError(
-                f"{origin}: layout '{layout.name}': label '{layout.label}'; {nearest(layout.label, _LABELS)}"
-            )
-    if not record.layouts or not record.categories:
-        raise DataError(f"{origin}: a record needs [categories] and at least one [[layouts]]")
     return record
 
 
@@ -205,11 +202,11 @@ def _records() -> dict[str, Record]:
     folder = resources.files(__package__) / "records"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
     records = {record.name: record for record in (read_record(file.read_text(), file.name) for file in files)}
-    for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: point.name):
+    for point in sorted(entries(GROUP), key=lambda point: point.name):
         try:
             path = Path(point.load())
             record = read_record(path.read_text(), str(path))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             warnings.warn(f"data set '{point.name}' ({point.value}) is left out: {error}", stacklevel=3)
             continue
         records.setdefault(record.name, record)
@@ -236,14 +233,22 @@ def get_record(name: str) -> Record:
         DataError: Unknown name, the message lists the nearest ones; or a record that cannot be read.
     """
     if name.endswith(".toml"):
-        if not Path(name).is_file():
-            raise DataError(f"record {name} does not exist")
-        return read_record(Path(name).read_text(), name)
+        return _read_own(Path(name))
     records = _records()
     if name not in records:
         known = [*records, "folder", "table"]
         raise DataError(f"no data set is named '{name}'; {nearest(name, known)} (vlad data list shows them)")
     return records[name]
+
+
+def _read_own(file: Path) -> Record:
+    if not file.is_file():
+        raise DataError(f"record {printable(file)} does not exist")
+    try:
+        text = read_plain(file, MOST_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"record {printable(file)} cannot be read: {error}") from error
+    return read_record(text, printable(file))
 
 
 @cache

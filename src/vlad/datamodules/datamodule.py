@@ -18,13 +18,14 @@ from vlad.datamodules.decode import Reading
 from vlad.datamodules.index import Found
 from vlad.datamodules.overlap import file_digest, refuse_overlap
 from vlad.datamodules.readable import check_files
-from vlad.datamodules.references import check_shots, draw_references, given_references
+from vlad.datamodules.references import check_shots, draw_references, given_references, with_rotations
 from vlad.datamodules.roi import add_regions, regions_digest
-from vlad.datamodules.sampling import build_loader, build_prediction_loader
+from vlad.datamodules.sampling import build_loader, build_prediction_loader, build_training_loader
 from vlad.datamodules.selection import Selection
 from vlad.datamodules.sources import Locations, Sources, as_sources
 from vlad.datamodules.textures import TexturePool
 from vlad.errors import DataError, OptionError
+from vlad.seeds import run_seed
 from vlad.types import Requirements, Supervision
 
 if TYPE_CHECKING:
@@ -281,8 +282,9 @@ class AnomalyDataModule(LightningDataModule):
         """Returns a part's dataset (``train``, ``val``, ``test``, ``predict`` or ``references``)."""
         train = part == "train"
         preprocess = self.requirements.preprocess
+        turns = self.requirements.reference_rotations if part == "references" else 1
         return AnomalyDataset(
-            self.frames[part],
+            with_rotations(self.frames[part], turns),
             preprocess,
             truth=part not in {"predict", "references"},
             augment=build_augment(self.augment) if self.augment and train else None,
@@ -292,16 +294,23 @@ class AnomalyDataModule(LightningDataModule):
             tolerant=part == "predict",
             preview_height=self.preview_height if part in {"test", "predict"} else 0,
             preview_limit=self.preview_limit,
+            seed=run_seed(self.selection.seed),
+            outputs=part in {"test", "predict"},
         )
 
-    def _loader(self, part: str, *, shuffle: bool = False) -> DataLoader:
-        return build_loader(
-            self.dataset(part), batch_size=self.batch_size, shuffle=shuffle, num_workers=self.num_workers
-        )
+    def _loader(self, part: str) -> DataLoader:
+        return build_loader(self.dataset(part), batch_size=self.batch_size, num_workers=self.num_workers)
 
     def train_dataloader(self) -> DataLoader:
-        """Training batches."""
-        return self._loader("train", shuffle=self.shuffle)
+        """Training batches; their order, and what is drawn for an image, depend on seed and epoch alone."""
+        return build_training_loader(
+            self.dataset("train"),
+            batch_size=self.batch_size,
+            shuffle=self.shuffle,
+            num_workers=self.num_workers,
+            seed=run_seed(self.selection.seed),
+            trainer=self.trainer,
+        )
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Validation batches; an empty list where no validation data was asked for."""

@@ -13,9 +13,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from vlad.datamodules.decode import Reading, RowCrop, image_size, load_image, load_mask, read_bytes
+from vlad.datamodules.order import Drawn
 from vlad.datamodules.overlap import file_digest
 from vlad.datamodules.roi import load_roi
 from vlad.errors import DataError
+from vlad.names import output_names
 from vlad.types import Preprocess
 
 if TYPE_CHECKING:
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 
     from vlad.datamodules.textures import TexturePool
 
-__all__ = ["AnomalyDataset", "collate", "fitted_size"]
+__all__ = ["AnomalyDataset", "collate", "fitted_size", "rotated"]
 
-Augment = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 _LONGEST = 1024
 """Longest side of a preview in pixels."""
@@ -39,8 +41,11 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
     The arithmetic is that of the published code: PIL bicubic to S × S without keeping the aspect ratio, RGB in
     [0, 1], normalised; masks 0/255, PIL bilinear to S × S, then above one half.
 
+    Where the index has a column ``rotation``, in degrees, the image is turned at its full size; see :func:`rotated`.
     Where the index has a column ``mosaic``, an image becomes with that probability a mosaic of four of its category,
     anomalous if one of them is; all else in the sample is the image's own.
+
+    What is drawn for a sample (mosaic, augmentation, texture) depends on the seed, the epoch and the index alone.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         tolerant: bool = False,
         preview_height: int = 0,
         preview_limit: int | None = None,
+        outputs: bool = False,
+        seed: int = 0,
     ) -> None:
         """Keeps the index.
 
@@ -72,7 +79,10 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             preview_height: Shorter side in pixels of the samples' previews; 0 for none.
             preview_limit: How many images of a category, spread evenly over it, have a preview; None for all. Others
                 have one of no pixels.
+            outputs: Whether samples hold the name of their files among those of a run (``output``).
+            seed: Seed of what is drawn for the samples.
         """
+        self.seed = seed
         self.rows = frame.to_dict("records")
         self.preprocess = preprocess
         self.truth = truth
@@ -86,6 +96,10 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         ranks = zip(alike.cumcount().tolist(), alike["dataset"].transform("size").tolist(), strict=True)
         self._has_preview = [preview_limit is None or is_spread(rank, size, preview_limit) for rank, size in ranks]
         self._regions = "roi_path" in frame
+        self._outputs: list[str] = []
+        if outputs:
+            names = (frame[column].tolist() for column in ("dataset", "category", "image_id"))
+            self._outputs = output_names(zip(*names, strict=True))
         self._alike: dict[tuple[str, str], list[int]] = {}
         if "mosaic" in frame:
             for number, row in enumerate(self.rows):
@@ -96,22 +110,26 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | Drawn) -> dict[str, Any]:
+        index, epoch = index if isinstance(index, Drawn) else Drawn(index, 0)
         if not self.tolerant:
-            return self._sample(index)
+            return self._sample(index, epoch)
         try:
-            return self._sample(index)
+            return self._sample(index, epoch)
         except DataError as error:
             return {"index": index, "failed": str(error)}
 
-    def _sample(self, index: int) -> dict[str, Any]:
+    def _sample(self, index: int, epoch: int = 0) -> dict[str, Any]:
         row = self.rows[index]
+        random = np.random.default_rng([self.seed, epoch, index])
         sample = {name: row[name] for name in ("class_name", "dataset", "category", "image_id")}
         sample |= {"path": row["image_path"], "index": index}
+        if self._outputs:
+            sample["output"] = self._outputs[index]
         rows = [row]
-        if self._alike and float(torch.rand(())) < row["mosaic"]:
+        if self._alike and random.random() < row["mosaic"]:
             alike = self._alike[row["dataset"], row["category"]]
-            rows = [self.rows[alike[int(number)]] for number in torch.randint(len(alike), (4,))]
+            rows = [self.rows[alike[number]] for number in random.integers(len(alike), size=4)]
         content = None
         if self.tolerant and row["frame"] < 0:
             content = read_bytes(row["image_path"])  # once: for the digest and the pixels
@@ -120,6 +138,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             sample["digest"] = _digest_of_frames(row["image_path"])
         parts = [self._read(one, whole=len(rows) > 1, content=content) for one in rows]
         image, mask = parts[0] if len(parts) == 1 else _mosaic(parts)
+        image = rotated(image, row.get("rotation", 0.0))
         sample["original_size"] = torch.tensor([image.height, image.width])
         _, _, right, bottom = self._seen(image.width, image.height)
         sample["seen_size"] = torch.tensor([round(bottom), round(right)])
@@ -127,7 +146,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         if self._regions:
             sample["roi"] = self._fit_roi(inside, image)
         if self.augment is not None and self.truth:
-            pixels, mask = self.augment(np.asarray(image), mask)
+            pixels, mask = self.augment(np.asarray(image), mask, random)
             image = Image.fromarray(pixels)
         if self.truth:
             known = all(bool(one["has_mask"]) for one in rows)
@@ -137,7 +156,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
                 "label": max(int(one["label"]) for one in rows),
             }
         if self.textures is not None:
-            sample["texture"] = self.textures.draw()
+            sample["texture"] = self.textures.draw(random)
         if self.preview_height:
             outline = mask if self.truth and row["has_mask"] else None
             sample |= self._preview(image, outline) if self._has_preview[index] else _NO_PREVIEW
@@ -233,6 +252,17 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         if mask is not None:
             outline = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST, seen))
         return {"preview": torch.from_numpy(small), "mask_preview": torch.from_numpy(outline)}
+
+
+def rotated(image: Image.Image, degrees: float) -> Image.Image:
+    """Turns an image about its centre at its size, bilinear, its corners filled by reflection (AnomalyDINO)."""
+    if not degrees:
+        return image
+    import cv2
+
+    size = image.size
+    turn = cv2.getRotationMatrix2D((size[0] / 2, size[1] / 2), degrees, 1.0)
+    return Image.fromarray(cv2.warpAffine(np.asarray(image), turn, size, borderMode=cv2.BORDER_REFLECT_101))
 
 
 def is_spread(rank: int, size: int, count: int) -> bool:

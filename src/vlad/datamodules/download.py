@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
-import shutil
 import sys
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from vlad.datamodules.catalog import Download
 from vlad.errors import DataError
+from vlad.files import open_plain, scratch_folder
+from vlad.names import safe_name
 
 __all__ = ["fetch", "unpack"]
 
 _BLOCK = 1 << 20
+_GROWTH, _FREE, _MEMBERS = 30, 256 << 20, 5_000_000
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 
 
@@ -39,7 +41,7 @@ def fetch(file: Download, folder: Path) -> Path:
         DataError: No connection, or another checksum than published; the message says what to do.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / file.url.rsplit("/", 1)[-1].split("?")[0]
+    target = folder / safe_name(file.url.rsplit("/", 1)[-1].split("?")[0])
     if target.is_file() and _checksum(target, file.checksum):
         return target
     partial = target.with_name(target.name + ".part")
@@ -75,7 +77,7 @@ def _transfer(file: Download, partial: Path) -> None:
             have = 0  # the server starts anew
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else file.size
-        with partial.open("ab" if have else "wb") as stream:
+        with os.fdopen(open_plain(partial, os.O_WRONLY | (os.O_APPEND if have else os.O_TRUNC)), "wb") as stream:
             while block := response.read(_BLOCK):
                 stream.write(block)
                 have += len(block)
@@ -116,27 +118,59 @@ def unpack(archives: Sequence[Path], target: Path) -> Path:
     """
     if target.exists() and any(target.iterdir()):
         raise DataError(f"{target} exists and is not empty; remove it first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    archive = Path()
     try:
-        for archive in archives:
-            if zipfile.is_zipfile(archive):
-                _unzip(archive, partial)
-            elif tarfile.is_tarfile(archive):
-                _untar(archive, partial)
-            else:
-                raise DataError(f"{archive} is neither a tar nor a zip archive (or it is damaged)")
-        top = [path for path in partial.iterdir() if path.name not in {"__MACOSX", ".DS_Store"}]
-        whole = top[0] if len(archives) == len(top) == 1 and top[0].is_dir() else partial
-        if target.exists():
-            target.rmdir()
-        whole.chmod(0o755)
-        whole.replace(target)
+        with scratch_folder(target) as partial:
+            for archive in archives:
+                _unpack(archive, partial)
+            top = [path for path in partial.iterdir() if path.name not in {"__MACOSX", ".DS_Store"}]
+            whole = top[0] if len(archives) == len(top) == 1 and top[0].is_dir() else partial
+            if target.exists():
+                target.rmdir()
+            whole.chmod(0o755)
+            whole.replace(target)
     except (*_DAMAGED, OSError, RuntimeError, ValueError) as error:
         raise DataError(f"cannot unpack {archive}: {str(error) or type(error).__name__}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+class _Room:
+    """How much an archive may still unpack to: images hardly shrink, and a bomb grows a thousandfold."""
+
+    def __init__(self, archive: Path) -> None:
+        self.archive = archive
+        self.most = self.left = _GROWTH * archive.stat().st_size + _FREE
+        self.members = _MEMBERS
+
+    def copy(self, source: IO[bytes], place: Path) -> None:
+        """Writes a member.
+
+        Raises:
+            DataError: The archive is larger than a data set's.
+        """
+        self.members -= 1
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("wb") as stream:
+            while block := source.read(_BLOCK):
+                self.left -= len(block)
+                if self.left < 0 or self.members < 0:
+                    raise DataError(
+                        f"{self.archive} unpacks to more than {self.most:,} bytes or {_MEMBERS:,} files: it is not "
+                        "unpacked; if you trust it, unpack it by hand"
+                    )
+                stream.write(block)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    if not archive.is_file():  # a FIFO would be waited for
+        raise DataError(f"{archive} is no file: there is no archive")
+    room = _Room(archive)
+    if zipfile.is_zipfile(archive):
+        _unzip(archive, folder, room)
+    elif tarfile.is_tarfile(archive):
+        _untar(archive, folder, room)
+    else:
+        raise DataError(f"{archive} is neither a tar nor a zip archive (or it is damaged)")
 
 
 def _inside(folder: Path, name: str, archive: Path) -> Path:
@@ -147,7 +181,7 @@ def _inside(folder: Path, name: str, archive: Path) -> Path:
     return folder.joinpath(*[part for part in parts if part not in {"", "."}])
 
 
-def _unzip(archive: Path, folder: Path) -> None:
+def _unzip(archive: Path, folder: Path, room: _Room) -> None:
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
             place = _inside(folder, member.filename, archive)
@@ -156,23 +190,21 @@ def _unzip(archive: Path, folder: Path) -> None:
             if member.is_dir():
                 place.mkdir(parents=True, exist_ok=True)
                 continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with file.open(member) as source, place.open("wb") as stream:
-                shutil.copyfileobj(source, stream, _BLOCK)
+            with file.open(member) as source:
+                room.copy(source, place)
 
 
-def _untar(archive: Path, folder: Path) -> None:
+def _untar(archive: Path, folder: Path, room: _Room) -> None:
     with tarfile.open(archive) as file:
         for member in file:
             place = _inside(folder, member.name, archive)
             if member.isdir():
                 place.mkdir(parents=True, exist_ok=True)
             elif member.isfile():
-                place.parent.mkdir(parents=True, exist_ok=True)
                 source = file.extractfile(member)
                 assert source is not None
-                with source, place.open("wb") as stream:
-                    shutil.copyfileobj(source, stream, _BLOCK)
+                with source:
+                    room.copy(source, place)
                 os.utime(place, (member.mtime, member.mtime))
             else:
                 raise DataError(f"{archive} holds the link or device '{member.name}': it is not unpacked")

@@ -78,10 +78,12 @@ def printable(text: object) -> str:
 def _escaped(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":  # a byte of a name that is not UTF-8
         return f"\\x{ord(letter) - 0xDC00:02x}"
-    return letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _UNPRINTED else letter
+    hidden = letter in _TURNING or unicodedata.category(letter) in _UNPRINTED
+    return letter.encode("unicode_escape").decode() if hidden else letter
 
 
 _UNPRINTED = {"Cc", "Cs", "Zl", "Zp"}
+_TURNING = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")  # they hide an ending
 
 
 def looks_like(head: bytes) -> str:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import unicodedata
 from collections import Counter
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlad.datamodules.catalog import Record
-from vlad.datamodules.image_files import IMAGE_SUFFIXES, list_files
+from vlad.datamodules.image_files import IMAGE_SUFFIXES, list_files, printable
 from vlad.datamodules.layouts import META, layout_rows, meta_rows
 from vlad.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "Found", "finish", "index_record", "plain_id", "safe_name", "safe_path"]
+__all__ = ["COLUMNS", "Found", "finish", "index_record", "plain_id"]
 
 COLUMNS = (
     "dataset",
@@ -39,6 +37,9 @@ COLUMNS = (
 """Columns of an index: label is 0, 1 or -1 (unknown); mask_path is "" where there is none; has_mask tells
 whether the truth of the pixels is known; row_crop is the part "k/n" of the rows, "" for all; frame is the number of a
 video's frame, else -1; reader as for :func:`vlad.datamodules.decode.load_image`."""
+
+
+_NAMES = ("dataset", "category", "class_name", "defect_type", "image_id")
 
 
 class Found(NamedTuple):
@@ -62,49 +63,15 @@ def plain_id(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in {"", ".", ".."})
 
 
-def safe_name(text: str, *, limit: int = 200) -> str:
-    """Returns a text as the name of one file or folder: no separators, no ``..``, no control characters, not too long.
-
-    Texts that need no change keep their name; others get a digest, so that two texts never share a name.
-
-    Args:
-        text: A category, a data set, an image id: anything.
-        limit: Length of the name in bytes, at most.
-
-    Examples:
-        >>> safe_name("metal_nut")
-        'metal_nut'
-        >>> safe_name("../../etc")
-        '____etc~74ccf3c5'
-    """
-    name = "".join(
-        "_" if letter in "/\\" or unicodedata.category(letter) in {"Cc", "Cs"} else letter for letter in text
-    )
-    fits = len(name.encode()) <= limit
-    if name == text and fits and name not in {"", ".", ".."}:
-        return name
-    name = name.replace("..", "_")
-    digest = "~" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
-    return name.encode()[: limit - len(digest)].decode(errors="ignore") + digest
-
-
-def safe_path(text: str) -> str:
-    """Returns an image id as a relative path whose folders and file are each a :func:`safe_name`.
-
-    Examples:
-        >>> safe_path("test/broken/000")
-        'test/broken/000'
-    """
-    return "/".join(safe_name(part) for part in text.split("/"))
-
-
 def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Makes an index of rows: fills the columns and names each image uniquely within its category.
 
     The name (``image_id``), where a row has none, is the path below the root, or below the category's folder, without
-    its suffix; where two images share it, with it.
+    its suffix; where two images share it, with it. Names are made printable: escape codes in them reach no terminal.
     """
     import pandas as pd
+
+    rows = [{**row, **{name: printable(row[name]) for name in _NAMES if row.get(name)}} for row in rows]
 
     def short(row: dict[str, Any]) -> tuple[str, str, str]:
         return (
@@ -121,7 +88,7 @@ def finish(rows: list[dict[str, Any]]) -> pd.DataFrame:
         finished.append(row)
         if row.get("image_id"):
             continue
-        name = plain_id(key)
+        name = printable(plain_id(key))
         names = chain([name.removeprefix(f"{row['category']}/"), name], (f"{name}~{number}" for number in count(2)))
         ending = "_" + row["row_crop"].split("/")[0] if row["row_crop"] else ""
         ending += f"_{row['frame']:06}" if row["frame"] >= 0 else ""

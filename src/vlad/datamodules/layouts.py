@@ -12,6 +12,7 @@ from typing import Any
 
 from vlad.datamodules.catalog import Layout, Record
 from vlad.errors import DataError
+from vlad.files import read_plain
 
 __all__ = ["META", "layout_rows", "meta_rows"]
 
@@ -146,7 +147,7 @@ def _table_rows(layout: Layout, root: Path) -> list[Row]:
 
 def _load_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_plain(file))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as JSON: {str(error).splitlines()[0]}") from error
 
@@ -208,8 +209,11 @@ def meta_rows(root: Path, *, masks: bool = True) -> list[Row]:
                         continue
                     row: Row = {"image": image, "mask": mask, "category": category, "row_crop": ""}
                     row |= {"split": splits[phase.lower()], "defect_type": line.get("specie_name", "")}
-                    rows.append({**row, "label": int(line["anomaly"])})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    label = int(line["anomaly"])
+                    if label not in (-1, 0, 1):
+                        raise ValueError(f"anomaly {label}")
+                    rows.append({**row, "label": label})
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{file} is not in the format of AdaCLIP or AnomalyCLIP ({error!r}); correct or remove it"
         ) from error

@@ -53,7 +53,7 @@ class Reading:
     """
 
     intensity_range: tuple[float, float] | None = None
-    max_pixels: int = 178_956_970
+    max_pixels: int = 89_478_485  # where Pillow warns: decoded and normalised that takes 0.7 GiB
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -146,8 +146,13 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             opened.
     """
     with naming("image", str(path)), source(str(path)) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_BYTES:
+            raise OSError(f"the file has {size:,} bytes, more than {_MOST_BYTES:,}")
         return file.read()
 
+
+_MOST_BYTES = 2 << 30  # of a file that is read as a whole; the pixels that are allowed have less
 
 _BY_CONTENT = {
     "PNG": "Png",

@@ -16,6 +16,7 @@ from vlad.errors import DataError
 
 __all__ = ["numbers_of_pages", "opened_page", "page_count"]
 
+_MOST = 10_000  # pages of a file
 _ONE_PICTURE = {"MPO", "PSD", "ICO", "ICNS", "CUR"}
 """Formats whose further pictures are previews, depth maps, layers or sizes of the first one."""
 
@@ -38,8 +39,14 @@ def page_count(path: str | os.PathLike[str], content: bytes | None = None) -> in
 
 
 def numbers_of_pages(image: ImageFile.ImageFile) -> list[int]:
-    """Returns where in a file its pages are, by the numbers that Pillow seeks."""
+    """Returns where in a file its pages are, by the numbers that Pillow seeks.
+
+    Raises:
+        OSError: There are, or the header says that there are, more than 10,000.
+    """
     count = 1 if image.format in _ONE_PICTURE else int(getattr(image, "n_frames", 1))
+    if count > _MOST:
+        raise OSError(f"it has {count:,} pages, more than {_MOST:,}")
     if count == 1 or image.format != "TIFF":
         return list(range(count))
     found = []

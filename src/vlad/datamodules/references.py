@@ -14,11 +14,20 @@ from vlad.datamodules.overlap import shared_rows
 from vlad.datamodules.selection import draw
 from vlad.datamodules.tables import is_table, read_table
 from vlad.errors import DataError
+from vlad.files import read_plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["HELD_OUT", "check_shots", "draw_references", "given_references", "hold_out", "train_references"]
+__all__ = [
+    "HELD_OUT",
+    "check_shots",
+    "draw_references",
+    "given_references",
+    "hold_out",
+    "train_references",
+    "with_rotations",
+]
 
 HELD_OUT = 8
 """Normal images per category that are held out where a data set has no train split, whatever k is asked for."""
@@ -186,19 +195,32 @@ def _listed(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     if not path.is_file():
-        raise DataError(f"list of references {path} does not exist")
+        raise DataError(f"list of references {printable(path)} does not exist")
     if is_table(path):
         table, _ = with_own_names(read_table(path), path)
         if "image_path" not in table:
-            raise DataError(f"list of references {path} has no column image_path; it has {list(table.columns)}")
+            has = [printable(name) for name in table.columns]
+            raise DataError(f"list of references {printable(path)} has no column image_path; it has {has}")
         names = table["category"].tolist() if "category" in table else [""] * len(table)
         files = table["image_path"].tolist()
     else:
-        files = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        try:
+            text = read_plain(path).decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"list of references {printable(path)} cannot be read: {error}") from error
+        files = [line.strip() for line in text.splitlines() if line.strip()]
         names = [""] * len(files)
     if not files:
-        raise DataError(f"list of references {path} names no images")
+        raise DataError(f"list of references {printable(path)} names no images")
     parts = [
         index_images(path.parent / file).frame.assign(category=name) for file, name in zip(files, names, strict=True)
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def with_rotations(references: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Repeats every reference ``count`` times, turned by equal angles: the column ``rotation``, in degrees."""
+    if count == 1:
+        return references
+    angles = [360 * number / count for number in range(count)] * len(references)
+    return references.loc[references.index.repeat(count)].assign(rotation=angles).reset_index(drop=True)

@@ -2,40 +2,86 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Sampler, SequentialSampler
 
 from vlad.datamodules.dataset import AnomalyDataset, collate
+from vlad.datamodules.order import TrainingBatches, of_one_size, place_of
 
-__all__ = ["PredictionBatches", "SizeBatches", "build_loader", "build_prediction_loader"]
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+__all__ = ["PredictionBatches", "SizeBatches", "build_loader", "build_prediction_loader", "build_training_loader"]
 
 
-def build_loader(dataset: AnomalyDataset, *, batch_size: int, shuffle: bool, num_workers: int) -> DataLoader:
-    """Returns a loader of a dataset's batches.
+def build_loader(dataset: AnomalyDataset, *, batch_size: int, num_workers: int) -> DataLoader:
+    """Returns a loader of a dataset's batches, in order.
 
     Args:
         dataset: The dataset.
         batch_size: Images of a batch, at most.
-        shuffle: Whether images come in any order.
         num_workers: Processes that read images, at most: no more than there are batches.
     """
-    batches: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle}
+    batches: dict[str, Any] = {"batch_size": batch_size}
     if dataset.preprocess.aspect == "keep":
-        rows = SequentialSampler(dataset)
-        batches = {"batch_sampler": SizeBatches(rows, batch_size, sizes=dataset.sizes(), shuffle=shuffle)}
-    workers = min(num_workers, max(1, len(dataset) // batch_size)) if num_workers else 0
-    return DataLoader(
-        dataset,
-        num_workers=workers,
-        collate_fn=collate,
-        persistent_workers=shuffle and workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        **batches,
+        batches = {"batch_sampler": SizeBatches(SequentialSampler(dataset), batch_size, sizes=dataset.sizes())}
+    return _loader(dataset, min(num_workers, max(1, len(dataset) // batch_size)), **batches)
+
+
+def build_training_loader(
+    dataset: AnomalyDataset, *, batch_size: int, shuffle: bool, num_workers: int, seed: int, trainer: Trainer | None
+) -> DataLoader:
+    """Returns a loader of training batches, whose order is a function of the seed and the epoch.
+
+    Args:
+        dataset: The dataset.
+        batch_size: Images of a batch and process, at most.
+        shuffle: Whether images come in another order every epoch.
+        num_workers: Processes that read images, at most: no more than there are batches.
+        seed: Seed of the order.
+        trainer: Who trains, and tells where it is: the epoch, and how many of its batches are done where it goes on
+            within one. Without a trainer every iteration is the next epoch, of all images.
+    """
+    place, rank, world_size = None, 0, 1
+    if trainer is not None:
+        place = partial(place_of, trainer)
+        shuffle = shuffle and not getattr(trainer, "overfit_batches", 0)
+        if trainer._accelerator_connector.use_distributed_sampler:
+            rank, world_size = trainer.global_rank, trainer.world_size
+    batches = TrainingBatches(
+        len(dataset),
+        batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        sizes=dataset.sizes() if dataset.preprocess.aspect == "keep" else None,
+        place=place,
+        rank=rank,
+        world_size=world_size,
     )
+    workers = min(num_workers, len(batches))
+    loader = _loader(dataset, workers, _LateLoader, batch_sampler=batches, persistent_workers=workers > 0)
+    if world_size > 1:
+        object.__setattr__(loader, "sampler", _Own(dataset))
+    return loader
+
+
+def _loader(dataset: AnomalyDataset, workers: int, cls: type[DataLoader] = DataLoader, **options: Any) -> DataLoader:
+    return cls(dataset, num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options)
+
+
+class _LateLoader(DataLoader):
+    """Begins to draw with the first batch that is asked for.
+
+    Lightning makes its iterator ahead, where a method asks for ``estimated_stepping_batches`` even before it has
+    restored the place in the training; workers would then fetch the images of the first epoch.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 def build_prediction_loader(
@@ -62,13 +108,7 @@ def build_prediction_loader(
     batches = PredictionBatches(
         own, batch_size, total=len(dataset), leave_out=leave_out, rank=rank, world_size=world_size, sizes=sizes
     )
-    loader = DataLoader(
-        dataset,
-        num_workers=min(num_workers, len(batches)),
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        batch_sampler=batches,
-    )
+    loader = _loader(dataset, min(num_workers, len(batches)), batch_sampler=batches)
     # Lightning takes a loader with a distributed sampler as shared already. Its own pads, or fails where there are
     # fewer images than processes.
     object.__setattr__(loader, "sampler", own)
@@ -76,7 +116,7 @@ def build_prediction_loader(
 
 
 class _Own(DistributedSampler):
-    """Marks a loader as shared among processes; :class:`PredictionBatches` does the sharing."""
+    """Marks a loader as shared among processes; its batch sampler does the sharing."""
 
     def __init__(self, dataset: AnomalyDataset) -> None:
         super().__init__(dataset, num_replicas=1, rank=0, shuffle=False)
@@ -128,7 +168,7 @@ class PredictionBatches(BatchSampler):
             for start in range(0, self.total, self.batch_size):
                 yield list(range(start, min(start + self.batch_size, self.total)))
             return
-        yield from _alike(range(self.total), self.sizes, self.batch_size)
+        yield from of_one_size(range(self.total), self.sizes, self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         for number, block in enumerate(self._blocks()):
@@ -141,20 +181,8 @@ class PredictionBatches(BatchSampler):
         return sum(1 for _ in self)
 
 
-def _alike(numbers: Iterable[int], sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Returns batches of consecutive images of one size."""
-    batches: list[list[int]] = []
-    for number in numbers:
-        last = batches[-1] if batches else None
-        if last and len(last) < batch_size and sizes[last[0]] == sizes[number]:
-            last.append(number)
-        else:
-            batches.append([number])
-    return batches
-
-
 class SizeBatches(BatchSampler):
-    """Batches of images of one size: consecutive ones in order, or drawn among all of a size.
+    """Batches of consecutive images of one size.
 
     A batch sampler as PyTorch's, so that Lightning can share the images among processes and count them in prediction.
 
@@ -170,7 +198,6 @@ class SizeBatches(BatchSampler):
         drop_last: bool = False,
         *,
         sizes: Sequence[tuple[int, int]],
-        shuffle: bool = False,
     ) -> None:
         """Keeps what is drawn from.
 
@@ -179,27 +206,12 @@ class SizeBatches(BatchSampler):
             batch_size: Images of a batch, at most.
             drop_last: Has no effect: every image is in a batch.
             sizes: Height and width of every image.
-            shuffle: Whether batches are drawn among all images of a size, and come in any order.
         """
         super().__init__(sampler, batch_size, drop_last)
-        self.sizes, self.shuffle = list(sizes), shuffle
-
-    def _in_order(self, numbers: Iterable[int]) -> list[list[int]]:
-        return _alike(numbers, self.sizes, self.batch_size)
+        self.sizes = list(sizes)
 
     def __iter__(self) -> Iterator[list[int]]:
-        if not self.shuffle:
-            yield from self._in_order(self.sampler)
-            return
-        numbers = list(self.sampler)
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for place in torch.randperm(len(numbers)).tolist():
-            by_size.setdefault(self.sizes[numbers[place]], []).append(numbers[place])
-        batches = [batch for alike in by_size.values() for batch in self._in_order(alike)]
-        yield from (batches[place] for place in torch.randperm(len(batches)).tolist())
+        yield from of_one_size(self.sampler, self.sizes, self.batch_size)
 
     def __len__(self) -> int:
-        if not self.shuffle:
-            return len(self._in_order(self.sampler))
-        counts = Counter(self.sizes[number] for number in self.sampler)
-        return sum(-(-count // self.batch_size) for count in counts.values())
+        return len(of_one_size(self.sampler, self.sizes, self.batch_size))

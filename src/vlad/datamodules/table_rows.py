@@ -137,7 +137,7 @@ class _Rows:
             "row_crop": row_crop,
             "frame": frame,
             "reader": line.get("reader", ""),
-            "image_id": plain_id(line.get("image_id", "")),
+            "image_id": printable(plain_id(line.get("image_id", ""))),
         }
         if "has_mask" in line:  # what vlad data index wrote: where a category has masks, normal images have none
             row["known"] = parse_label(line["has_mask"]) == 1

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from vlad.datamodules.image_files import printable
 from vlad.datamodules.notes import say
 from vlad.errors import DataError
+from vlad.files import read_plain
+from vlad.table import plain_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +30,7 @@ _LINES = {".jsonl", ".ndjson"}
 TABLE_SUFFIXES = frozenset(_TEXT | _LINES | _SHEETS | {".json", ".parquet", ".pq"})
 """Suffixes of files that are read as tables."""
 
+_MOST_BYTES, _MOST_ROWS = 1 << 30, 20_000_000
 _DELIMITERS = ",;\t|"
 _RENAMED = {"species": "defect_type", "band": "row_crop", "key": "image_id"}
 
@@ -74,8 +78,10 @@ def read_table(file: Path) -> pd.DataFrame:
         if suffix == ".json":
             return _of_records(_records(_parsed(_decoded(file), "the file")))
         if suffix in {".parquet", ".pq"}:
+            _refuse_large_parquet(file)
             return _of_frame(pd.read_parquet(file))
         if suffix in _SHEETS:
+            _refuse_large_sheet(file)
             return _of_frame(pd.read_excel(file, dtype=str, keep_default_na=False))
     except ImportError as error:
         if suffix in _SHEETS:
@@ -94,9 +100,28 @@ def read_table(file: Path) -> pd.DataFrame:
     raise DataError(f"table {name} has the suffix {file.suffix}; use .csv, .tsv, .json, .jsonl or .parquet")
 
 
+def _refuse_large_parquet(file: Path) -> None:
+    """Refuses a table that is small on disk and has no end in memory."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(file) as opened:
+        about = opened.metadata
+        size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
+        if about.num_rows > _MOST_ROWS or size > _MOST_BYTES:
+            raise DataError(f"it has {about.num_rows:,} rows of {size:,} bytes, more than a list of images has")
+
+
+def _refuse_large_sheet(file: Path) -> None:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > _MOST_BYTES:
+            raise DataError(f"it unpacks to {size:,} bytes, more than a list of images has")
+
+
 def _decoded(file: Path) -> str:
     """Decodes text: UTF-8 or UTF-16, with or without a byte order mark, else Windows-1252, and says so."""
-    content = file.read_bytes()
+    content = read_plain(file, _MOST_BYTES)
     if content[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         return content.decode("utf-16")
     if content[1:2] == b"\0" and content[:1].isascii():
@@ -118,7 +143,7 @@ def _read_text(file: Path, likely: str) -> pd.DataFrame:
         first = next((line for line in text.split("\n") if line.strip()), "")
     delimiter = delimiter or _delimiter(first, likely)
     lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True))
-    lines = [[cell.strip() for cell in line] for line in lines]
+    lines = [[plain_text(cell.strip()) for cell in line] for line in lines]
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if any(line)]
     if not numbered:
         raise DataError("it is empty")
@@ -188,7 +213,7 @@ def _records(value: Any) -> list[Any]:
 
 
 def _cell(value: Any) -> str:
-    if value is None or value != value:  # null and NaN
+    if value is None or type(value).__name__ == "NAType" or value != value:  # null, pandas' own, and NaN
         return ""
     if isinstance(value, bool):
         return str(value)

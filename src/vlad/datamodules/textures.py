@@ -40,8 +40,8 @@ class TexturePool:
             raise DataError(f"texture folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.size = size
 
-    def draw(self) -> Tensor:
-        """Returns a texture (3, S, S), uint8, drawn by torch's random numbers."""
-        file = self.files[int(torch.randint(len(self.files), ()))]
+    def draw(self, random: np.random.Generator) -> Tensor:
+        """Returns a texture (3, S, S), uint8, drawn at random."""
+        file = self.files[random.integers(len(self.files))]
         image = load_image(str(file)).resize((self.size, self.size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)

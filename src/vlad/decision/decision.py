@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vlad.decision.conformal import p_value
-from vlad.decision.file import FORMAT, plain_rule, read_fields
+from vlad.decision.file import FORMAT, digest_of, plain_rule, read_fields
 from vlad.decision.regions import Region, find_regions
 from vlad.decision.rules import Kind, ReferenceRecord, Rule
 from vlad.decision.verdict import Verdict
@@ -110,7 +110,7 @@ class Decision:
         return json.dumps(self._plain(), allow_nan=False)
 
     def _plain(self) -> dict[str, Any]:
-        return {
+        content = {
             "format": FORMAT,
             "vlad": self.version,
             "created": self.created,
@@ -123,6 +123,7 @@ class Decision:
             "categories": {name: plain_rule(rule) for name, rule in self.rules.items()},
             "default": None if self.default is None else plain_rule(self.default),
         }
+        return {**content, "digest": digest_of(json.loads(json.dumps(content)))}
 
     # -- does it belong to what is scored? ---------------------------------------------------------------------
 

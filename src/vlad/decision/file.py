@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -11,10 +12,11 @@ from typing import Any, get_args
 from vlad.decision.conformal import alarms_allowed, conformal_threshold
 from vlad.decision.rules import Kind, ReferenceRecord, Rule
 from vlad.errors import DecisionError
+from vlad.files import read_plain
 
-__all__ = ["FORMAT", "find_decision", "plain_rule", "read_fields"]
+__all__ = ["FORMAT", "digest_of", "find_decision", "plain_rule", "read_fields"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file; changes when an older vlad could misread it."""
 
 _LIMIT = 256 << 20  # bytes; a million images need a third of it
@@ -63,6 +65,12 @@ def plain_rule(rule: Rule) -> dict[str, Any]:
     }
 
 
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Returns the digest of a decision file's content, which it holds as ``digest``."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 class _WrongError(Exception):
     """What is wrong in a file."""
 
@@ -79,12 +87,10 @@ def read_fields(path: Path) -> dict[str, Any]:
             if found is None:
                 raise DecisionError(f"folder {path} holds no decision.json; make one with vlad calibrate")
             path = found
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" and path.is_file():
             text: str | bytes = _exported(path)
-        elif path.stat().st_size > _LIMIT or not path.is_file():
-            raise _WrongError("it is no JSON file of a fitting size")
         else:
-            text = path.read_bytes()
+            text = read_plain(path, _LIMIT)
         return _fields(json.loads(text, parse_constant=_no_constant), path)
     except FileNotFoundError:
         raise DecisionError(
@@ -142,7 +148,7 @@ def _fields(content: Any, path: Path) -> dict[str, Any]:
         raise _WrongError("false_alarm_rate must be above 0")
     if kind != "number" and (default is not None or not categories):
         raise _WrongError("it has no categories" if not categories else "only a number has a default")
-    return {
+    fields = {
         "kind": kind,
         "rules": {name: _rule(value, f"{name}: ", kind, rate) for name, value in categories.items()},
         "default": None if default is None else _rule(default, "default: ", kind, rate),
@@ -155,6 +161,10 @@ def _fields(content: Any, path: Path) -> dict[str, Any]:
         "version": _get(content, "vlad", "", _is_text, "text"),
         "source": str(path),
     }
+    if _get(content, "digest", "", _is_text, "text") != digest_of(content):
+        raise _WrongError("its digest does not fit: it was damaged or edited; for a number of your own give "
+                          "--decision NUMBER")  # fmt: skip
+    return fields
 
 
 def _numbers(content: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:

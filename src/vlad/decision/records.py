@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from vlad.datamodules.overlap import file_digest
 from vlad.decision.decision import Decision
 from vlad.decision.rules import NO_REFERENCES, ReferenceRecord
 from vlad.errors import DataError, DecisionError
+from vlad.files import read_plain
+from vlad.table import plain_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,8 +95,9 @@ def recorded_references(folder: Path) -> list[dict[str, str]]:
 
     file = folder / "references.csv"
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-        rows: list[dict[str, str]] = table[["dataset", "category", "sha256"]].to_dict("records")
+        table = pd.read_csv(io.BytesIO(read_plain(file)), dtype=str, keep_default_na=False)
+        table = table[["dataset", "category", "sha256"]].map(plain_text)
+        rows: list[dict[str, str]] = table.to_dict("records")
     except (OSError, ValueError, KeyError) as error:
         raise DecisionError(f"{file} is damaged ({str(error).splitlines()[0]}); test or predict again") from error
     return rows

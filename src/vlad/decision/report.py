@@ -19,8 +19,8 @@ def report(tested: Mapping[tuple[str, str, str], tuple[int, Verdict]]) -> list[d
 
     Returns:
         A row per category: numbers of ``normal`` and ``anomalous`` images with a decision, ``false_alarms``,
-        ``misses``, ``false_alarm_rate`` and ``miss_rate`` (None where there is no such image), and ``undecided``:
-        images without a label or decision.
+        ``misses``, ``false_alarm_rate``, ``miss_rate``, ``recall``, ``precision`` and ``balanced_accuracy`` (None where
+        there is no such image), and ``undecided``: images without a label or decision.
     """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for (dataset, category, _), (label, verdict) in tested.items():
@@ -41,22 +41,38 @@ def report(tested: Mapping[tuple[str, str, str], tuple[int, Verdict]]) -> list[d
         else:
             row["false_alarms"] += verdict.decision == "anomalous"
     for row in rows.values():
-        row["false_alarm_rate"] = row["false_alarms"] / row["normal"] if row["normal"] else None
-        row["miss_rate"] = row["misses"] / row["anomalous"] if row["anomalous"] else None
+        row |= _rates(row)
     return [rows[name] for name in sorted(rows)]
+
+
+def _rates(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """Returns shares of a row's counts, None where there is nothing to share."""
+    alarms = row["false_alarms"] / row["normal"] if row["normal"] else None
+    misses = row["misses"] / row["anomalous"] if row["anomalous"] else None
+    hits = row["anomalous"] - row["misses"]
+    flagged = hits + row["false_alarms"]
+    return {
+        "false_alarm_rate": alarms,
+        "miss_rate": misses,
+        "recall": None if misses is None else 1 - misses,
+        "precision": hits / flagged if flagged else None,
+        "balanced_accuracy": None if alarms is None or misses is None else 1 - (alarms + misses) / 2,
+    }
 
 
 def format_report(rows: list[dict[str, Any]], decision: Decision) -> str:
     """Returns the counts as a table: a line per category, then all of them together."""
-    head = ["decisions", "normal", "false alarms", "anomalous", "misses"]
+    head = ["decisions", "normal", "false alarms", "anomalous", "misses", "recall", "precision", "balanced accuracy"]
     several = len({row["dataset"] for row in rows}) > 1
     lines = [head]
     counted = ("normal", "false_alarms", "anomalous", "misses", "undecided")
     total = {name: sum(row[name] for row in rows) for name in counted}
     for row in [*rows, {"category": "all", "dataset": "", **total}] if len(rows) > 1 else rows:
         name = f"{row['dataset']}/{row['category']}" if several and row["dataset"] else row["category"]
-        lines.append([name, *(_cell(row, *pair) for pair in (("normal",), ("false_alarms", "normal"))),
-                      *(_cell(row, *pair) for pair in (("anomalous",), ("misses", "anomalous")))])  # fmt: skip
+        rates = _rates(row)
+        cells = [_cell(row, "normal"), _cell(row, "false_alarms", "normal")]
+        cells += [_cell(row, "anomalous"), _cell(row, "misses", "anomalous")]
+        lines.append([name, *cells, *(_share(rates[rate]) for rate in ("recall", "precision", "balanced_accuracy"))])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     text = [
         "  ".join(
@@ -73,6 +89,10 @@ def format_report(rows: list[dict[str, Any]], decision: Decision) -> str:
     if total["undecided"]:
         text.append(f"- {total['undecided']} images without a decision or a label are not counted")
     return "\n".join(text)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _cell(row: Mapping[str, Any], name: str, of: str | None = None) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from vlad.datamodules.decode import Reading
 from vlad.detector.images import GivenImages
 from vlad.detector.inputs import Found, as_class_names, find, is_path
-from vlad.detector.references import find_references, fit, recorded
+from vlad.detector.references import find_references, fit, recorded, rotated_copies
 from vlad.detector.results import Result, Results
 from vlad.detector.scorer import score_batch, set_scales
 from vlad.errors import DataError, MethodError
@@ -181,7 +181,8 @@ class Detector:
         name = class_name if isinstance(images, Mapping) else class_name or self.class_name
         found = find_references(images, name, shots, seed)
         self.references, self._known, self._reference_frame = [], {}, None  # what was fitted before is lost either way
-        self.references, self._known = fit(self.method, GivenImages(found, self.preprocess, self.reading), batch_size)
+        copies = rotated_copies(found, self.method.requirements.reference_rotations)
+        self.references, self._known = fit(self.method, GivenImages(copies, self.preprocess, self.reading), batch_size)
         self._run, self._checked = None, False
         in_files = all(pixels is None for pixels in found.in_memory)
         self._reference_frame = found.frame if in_files else None

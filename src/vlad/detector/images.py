@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageFile
 
-from vlad.datamodules.dataset import AnomalyDataset, collate, fitted_size
+from vlad.datamodules.dataset import AnomalyDataset, collate, fitted_size, rotated
 from vlad.datamodules.decode import Reading
 from vlad.datamodules.images import decoded
 from vlad.datamodules.intensity import to_rgb
@@ -84,10 +84,11 @@ class GivenImages(AnomalyDataset):
             return 0, 0
         return fitted_size(image.height, image.width, self.preprocess)
 
-    def _sample(self, index: int) -> dict[str, Any]:
+    def _sample(self, index: int, epoch: int = 0) -> dict[str, Any]:
         if self.in_memory[index] is None:
             return super()._sample(index)
-        row, image = self.rows[index], self.open(index)
+        row = self.rows[index]
+        image = rotated(self.open(index), row.get("rotation", 0.0))
         _, _, right, bottom = self._seen(image.width, image.height)
         return {
             "image": self._normalise(image),

@@ -16,7 +16,7 @@ from vlad.types import Batch
 if TYPE_CHECKING:
     from vlad.methods.base import Method
 
-__all__ = ["find_references", "fit", "recorded"]
+__all__ = ["find_references", "fit", "recorded", "rotated_copies"]
 
 
 def find_references(images: Any, class_name: str | None, shots: int | None, seed: int) -> Found:
@@ -74,6 +74,14 @@ def _of_class(images: Any, class_name: str) -> Found:
     return Found(frame.assign(**named), [pixels for part in parts for pixels in part.in_memory], {})
 
 
+def rotated_copies(found: Found, count: int) -> Found:
+    """Repeats every reference ``count`` times, turned by equal angles, as a method requires."""
+    from vlad.datamodules.references import with_rotations
+
+    in_memory = [pixels for pixels in found.in_memory for _ in range(count)]
+    return Found(with_rotations(found.frame, count), in_memory, found.ignored)
+
+
 def fit(method: Method, dataset: GivenImages, batch_size: int) -> tuple[list[dict[str, str]], dict[bytes, str]]:
     """Fits a method on references.
 
@@ -99,6 +107,8 @@ def fit(method: Method, dataset: GivenImages, batch_size: int) -> tuple[list[dic
             for i, image in enumerate(batch["image"]):
                 known[image_digest(image)] = batch["path"][i] or f"number {batch['image_id'][i]}"
                 row = dataset.rows[int(batch["index"][i])]
+                if row.get("rotation"):
+                    continue  # the image itself is recorded
                 record = {"dataset": row["dataset"], "category": row["category"], "image_id": row["image_id"]}
                 records.append({**record, "path": row["image_path"], "sha256": batch["digest"][i]})
             yield batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -275,25 +274,19 @@ class Results(Sequence[Result]):
             OutputError: The folder cannot be written, or is a run of ``vlad predict``.
             DataError: An image cannot be read any more.
         """
-        from vlad.datamodules.index import safe_name, safe_path
+        from vlad.names import output_names
         from vlad.store import COLUMNS, table_line
+        from vlad.table import write_table
 
         folder = Path(folder)
         if (folder / "parts").exists():
             raise OutputError(f"{folder} is a run of vlad predict, which this would overwrite: choose another folder")
 
-        def write(path: Path) -> None:
-            with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(COLUMNS)
-                writer.writerows(table_line(result.row()) for result in self)
-
-        write_atomic(folder / "predictions.csv", write)
-        for result in self:
+        write_table(folder / "predictions.csv", COLUMNS, (table_line(result.row()) for result in self))
+        names = output_names((result.dataset, result.category, result.image_id) for result in self)
+        for result, name in zip(self, names, strict=True):
             if result.error:
                 continue
-            groups = dict.fromkeys((safe_name(result.dataset), safe_name(result.category)))
-            name = "/".join((*groups, safe_path(result.image_id)))
             if overlays:
                 drawn = result.overlay(longest=1024)
                 save = partial(drawn.save, format="PNG", compress_level=1)

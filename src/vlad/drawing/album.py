@@ -21,8 +21,8 @@ from vlad.drawing.pool import Pool, usable_cpus
 from vlad.drawing.previews import Preview, load_preview, preview_file, save_preview
 from vlad.drawing.scale import Scale, choose_scale
 from vlad.drawing.text import escaped
-from vlad.files import output_errors, write_atomic, write_json
-from vlad.journal import Journal, read_journals
+from vlad.files import read_plain, write_atomic, write_json
+from vlad.journal import Journal, read_journals, seal
 
 __all__ = ["Album", "choose_for_contact_sheet"]
 
@@ -81,8 +81,8 @@ class Album:
     def clear(self) -> None:
         """Forgets what an earlier run left in the folder, but for its panels."""
         shutil.rmtree(self.parts, ignore_errors=True)
-        (self.heatmaps / "scale.json").unlink(missing_ok=True)
-        (self.heatmaps / "contact_sheet.json").unlink(missing_ok=True)
+        for name in ("scale.json", "contact_sheet.json", "index.jsonl"):
+            (self.heatmaps / name).unlink(missing_ok=True)
 
     # -- while a run goes on -----------------------------------------------------------------------------------
 
@@ -128,8 +128,8 @@ class Album:
 
     def _recorded(self, name: str) -> dict[str, Any]:
         """Returns what a JSON file of the heat maps says; nothing where it is not there or damaged."""
-        with suppress(OSError, ValueError):
-            content = json.loads((self.heatmaps / name).read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, RecursionError):
+            content = json.loads(read_plain(self.heatmaps / name))
             return content if isinstance(content, dict) else {}
         return {}
 
@@ -140,7 +140,8 @@ class Album:
         """
         maxima, levels, labels = array("d"), array("d"), array("b")
         before = self._recorded("scale.json")
-        categories: dict[str, Any] = dict(before.get("categories", {}))
+        known = before.get("categories")
+        categories: dict[str, Any] = dict(known) if isinstance(known, dict) else {}
         count = 0
         for row in self._journals():
             count += 1
@@ -158,13 +159,13 @@ class Album:
 
     def _run_scale(self) -> Scale | None:
         """Returns the scale that ``scale.json`` has for images without a calibrated one, if it has."""
-        with suppress(KeyError, TypeError):
+        with suppress(ValueError):
             return Scale.of_dict(self._recorded("scale.json"))
         return None
 
     def waiting(self) -> list[Path]:
         """Returns the previews that this process is to draw."""
-        paths = self.parts.glob("*.safetensors")
+        paths = (path for path in self.parts.glob("*.safetensors") if path.is_file())  # a FIFO would be waited for
         return sorted(path for path in paths if zlib.crc32(path.name.encode()) % self.world == self.rank)
 
     def draw(self, paths: Sequence[Path], advance: Callable[[int], None] = lambda count: None) -> None:
@@ -188,8 +189,8 @@ class Album:
     def _draw(self, path: Path, scale: Scale | None) -> None:
         try:
             preview = load_preview(path)
-        except (OSError, ValueError, KeyError):
-            warnings.warn(f"no heat map: {path} is damaged", stacklevel=1)
+        except (OSError, ValueError):
+            warnings.warn(f"no heat map: {path} is damaged; --output into another folder draws it anew", stacklevel=1)
             path.unlink(missing_ok=True)
             return
         final = preview.maps[""]
@@ -199,16 +200,15 @@ class Album:
             scale = choose_scale(np.array([seen.max()]), np.array([np.median(seen)]))
         self.unknown |= escaped(f"{preview.title}{preview.caption}")[1]
         picture = draw_panel(preview.panel(), scale)
-        target, partial = self._picture(preview.name), path.with_suffix(".png")
-        with output_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(partial, format="PNG", compress_level=1)
-            partial.replace(target)
+        target = self._picture(preview.name)
+        write_atomic(target, lambda partial: picture.save(partial, format="PNG", compress_level=1))
         path.unlink(missing_ok=True)
 
     def _panels(self) -> Iterator[dict[str, Any]]:
         """Yields the facts of the panels drawn since the last contact sheet, and of those on it."""
-        earlier = {row["name"]: row for row in self._recorded("contact_sheet.json").get("panels", [])}
+        sheet = self._recorded("contact_sheet.json").get("panels")
+        rows = [row for row in sheet if _is_panel(row)] if isinstance(sheet, list) else []
+        earlier = {row["name"]: row for row in rows}
         for row in self._journals():
             if row["drawn"]:
                 earlier.pop(row["name"], None)
@@ -228,11 +228,12 @@ class Album:
             if row["max"] is None and not self._picture(row["name"]).is_file():
                 count, first = count + 1, first or row["name"]
         facts = ((tuple(row["set"]), row["name"], row["label"], row["score"]) for row in self._panels())
-        chosen = [name for name in choose_for_contact_sheet(facts) if self._picture(name).is_file()]
+        chosen = [name for name in choose_for_contact_sheet(facts) if self._opened(name) is not None]
+        self._write_index()
         if chosen:
             kept = {row["name"]: row for row in self._panels() if row["name"] in set(chosen)}
             panels = [{part: kept[name][part] for part in ("name", "set", "label", "score")} for name in chosen]
-            sheet = draw_contact_sheet([Image.open(self._picture(name)) for name in chosen])
+            sheet = draw_contact_sheet([self._opened(name) for name in chosen])
             target = self.heatmaps / "contact_sheet.jpg"
             write_atomic(target, lambda partial: sheet.save(partial, format="JPEG", quality=92))
             write_json(self.heatmaps / "contact_sheet.json", {"panels": panels})
@@ -243,5 +244,38 @@ class Album:
             return ""
         return f"no heat map of {count} images whose score or map is not finite, such as {first}"
 
+    def _write_index(self) -> None:
+        """Adds the panels drawn since to ``index.jsonl``: which image each is of."""
+        index = self.heatmaps / "index.jsonl"
+
+        def lines() -> Iterator[str]:
+            drawn = set()
+            for row in self._journals():
+                if row["drawn"] and self._picture(row["name"]).is_file():
+                    drawn.add(hash(row["name"]))
+                    about: dict[str, Any] = {name: row[name] for name in ("path", "image_id") if name in row}
+                    yield seal({"file": f"{row['name']}.png", **about})
+            earlier = read_journals([index] if index.is_file() else [], "file")
+            yield from (seal(row) for row in earlier if hash(row["file"][:-4]) not in drawn)
+
+        def write(partial: Path) -> None:
+            with partial.open("w", encoding="utf-8") as file:
+                file.writelines(sorted(lines()))
+
+        if any(row["drawn"] for row in self._journals()):
+            write_atomic(index, write)
+
+    def _opened(self, name: str) -> Any:
+        """Returns a panel; None where it is gone or damaged."""
+        with suppress(OSError, ValueError, SyntaxError), Image.open(self._picture(name)) as picture:
+            return picture.copy()
+        return None
+
     def _picture(self, name: str) -> Path:
         return self.heatmaps / f"{name}.png"
+
+
+def _is_panel(row: Any) -> bool:
+    """Whether a panel of an earlier contact sheet is what :meth:`Album.finish` wrote."""
+    kinds = {"name": str, "set": list, "label": int, "score": float | int}
+    return isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in kinds.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,27 +14,13 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from vlad.datamodules.index import safe_name, safe_path
 from vlad.drawing.panel import Box, Panel
 from vlad.drawing.scale import Scale
 from vlad.files import write_atomic
 
-__all__ = ["Preview", "image_name", "load_preview", "preview_file", "save_preview"]
+__all__ = ["Preview", "load_preview", "preview_file", "save_preview"]
 
 _CODES = 65535
-
-
-def image_name(dataset: str, category: str, image_id: str) -> str:
-    """Returns where the panel of an image lies below a folder of panels, without suffix.
-
-    Examples:
-        >>> image_name("mvtec_ad", "bottle", "test/good/000")
-        'mvtec_ad/bottle/test/good/000'
-        >>> image_name("photos", "photos", "a")
-        'photos/a'
-    """
-    parts = [safe_name(part) for part in dict.fromkeys((dataset, category))]
-    return "/".join([*parts, safe_path(image_id)])
 
 
 def preview_file(folder: Path, name: str) -> Path:
@@ -92,9 +79,9 @@ def save_preview(path: Path, preview: Preview) -> None:
         ranges[name] = (low, step)
     facts["maps"] = ranges
     # No npz: numpy parses its headers as Python, which now and then fails in several threads at once (CPython 3.11)
-    content = save(
-        {name: np.ascontiguousarray(values) for name, values in arrays.items()}, {"facts": json.dumps(facts)}
-    )
+    arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    text = json.dumps(facts)
+    content = save(arrays, {"facts": text, "digest": _digest(text, arrays)})
 
     def write(partial: Path) -> None:
         partial.write_bytes(content)
@@ -102,17 +89,31 @@ def save_preview(path: Path, preview: Preview) -> None:
     write_atomic(path, write)
 
 
+def _digest(facts: str, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{name}{values.dtype}{values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
 def load_preview(path: Path) -> Preview:
     """Reads a preview.
 
     Raises:
-        ValueError, OSError, KeyError: It is damaged.
+        ValueError: It is damaged.
+        OSError: It cannot be read.
     """
+    if not path.is_file():
+        raise OSError("it is no regular file")
     try:
         with safe_open(path, framework="np") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
+            metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
+        if _digest(metadata["facts"], arrays) != metadata["digest"]:
+            raise ValueError("the digest does not fit")
+        facts = json.loads(metadata["facts"])
+    except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error
     maps = {}
     for number, (name, (low, step)) in enumerate(facts["maps"].items()):

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, PngImagePlugin
 
+from vlad.datamodules.image_files import printable
+from vlad.errors import DataError
 from vlad.files import write_atomic
 
 __all__ = ["MapFormat", "map_of_image", "read_map", "write_map"]
@@ -96,15 +98,28 @@ def read_map(path: str | Path) -> np.ndarray:
         (high - low) / 131,068 of the map's.
 
     Raises:
-        ValueError: A PNG has no scale of ours.
+        DataError: It is no map, or damaged.
     """
-    if str(path).endswith(".npy"):
-        return np.load(path, allow_pickle=False)
+    if not Path(path).is_file():  # a FIFO would be waited for
+        raise DataError(f"{path} is no file: there is no map")
+    try:
+        return _read_map(str(path))
+    except Exception as error:  # numpy and Pillow have many kinds of error for damaged files
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is no map of vlad's, or is damaged ({printable(cause)})") from error
+
+
+def _read_map(path: str) -> np.ndarray:
+    if path.endswith(".npy"):
+        values = np.load(path, mmap_mode="r", allow_pickle=False)  # of no larger size than the file's
+        if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype != np.float32:
+            raise ValueError("no float32 map of two dimensions")
+        return np.array(values)
     with Image.open(path) as image:
         text = getattr(image, "text", {}).get(_KEY)
         codes = np.asarray(image).astype(np.float64)
     if text is None:
-        raise ValueError(f"{path} is no map of vlad's: it has no text {_KEY}")
+        raise ValueError(f"it has no text {_KEY}")
     scale = json.loads(text)
-    values = scale["low"] + (codes - 1) / (_CODES - 1) * (scale["high"] - scale["low"])
+    values = float(scale["low"]) + (codes - 1) / (_CODES - 1) * (float(scale["high"]) - float(scale["low"]))
     return np.where(codes == 0, -np.inf, values).astype(np.float32)

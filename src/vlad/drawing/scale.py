@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,8 +48,19 @@ class Scale:
 
     @classmethod
     def of_dict(cls, values: Mapping[str, Any]) -> Scale:
-        """Returns the scale that :meth:`to_dict` wrote."""
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+        """Returns the scale that :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: It says something else.
+        """
+        try:
+            scale = cls(**{name: values[name] for name in cls.__dataclass_fields__})
+            numbers = [scale.floor, scale.low, scale.high, *([] if scale.contour is None else [scale.contour])]
+            if all(map(math.isfinite, numbers)) and scale.floor < scale.low < scale.high:
+                return scale
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"no scale: {error}") from error
+        raise ValueError("no scale: its numbers are out of order")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values."""

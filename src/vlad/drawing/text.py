@@ -41,7 +41,7 @@ _lock = Lock()  # fonts are looked for by several threads
 
 def _folders() -> Iterator[Path]:
     """Yields where this machine keeps its fonts."""
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))  # "~" itself, which is not there, for a user without a home
     if sys.platform == "win32":
         yield Path(os.environ.get("WINDIR", r"C:\Windows")) / "Fonts"
         yield Path(os.environ.get("LOCALAPPDATA", home)) / "Microsoft" / "Windows" / "Fonts"

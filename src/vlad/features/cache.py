@@ -195,10 +195,10 @@ def _fingerprint(encoder: Encoder) -> str:
 
 def _facts(encoder: Encoder, images: Tensor) -> dict[str, Any]:
     """Returns what decides the values of features beside the images and what is computed."""
-    tower = getattr(encoder, "image", None)
-    numerics = asdict(tower.numerics) if tower is not None else {}
-    if "activation" in numerics:  # what it came to with this CLIP
-        numerics["activation"] = repr(tower.visual.transformer.resblocks[0].mlp.gelu)
+    numerics: dict[str, Any] = {}
+    if (tower := getattr(encoder, "image", None)) is not None:
+        activation = repr(tower.visual.transformer.resblocks[0].mlp.gelu)  # what it came to with this CLIP
+        numerics = {**asdict(tower.numerics), "activation": activation}
     return {
         "format": _FORMAT,
         "encoder": _fingerprint(encoder),

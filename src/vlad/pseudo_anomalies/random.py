@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from vlad.seeds import mix
 
 __all__ = ["Random"]
 
@@ -26,8 +27,7 @@ class Random:
             device: Where the tensors go.
         """
         self.device = torch.device(device)
-        state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
-        self._generator = torch.Generator().manual_seed(state)
+        self._generator = torch.Generator().manual_seed(mix(*seed))
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """Draws float32 numbers in [low, high)."""

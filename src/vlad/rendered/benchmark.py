@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import json
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlad.files import cache_folder
+from vlad.files import cache_folder, output_errors, read_plain, scratch_folder, write_json
 from vlad.rendered.defects import DEFECTS, LESIONS
 from vlad.rendered.parts import SHAPES, TEXTURES
 from vlad.rendered.scene import Look, render
 from vlad.rendered.tissue import TISSUES
 
-__all__ = ["AUXILIARY", "SIZE", "TEST", "UNSEEN_DEFECT", "VERSION", "auxiliary_looks", "render_dataset"]
+__all__ = [
+    "AUXILIARY",
+    "DIGESTS",
+    "SIZE",
+    "TEST",
+    "UNSEEN_DEFECT",
+    "VERSION",
+    "auxiliary_looks",
+    "is_intact",
+    "render_dataset",
+]
 
 VERSION = 1
 """Changes whenever an image does: figures of different versions are not comparable."""
 
 SIZE = 128
 """Side of the images in pixels."""
+
+DIGESTS = "digests.json"
+"""Name of the file that holds the SHA-256 of every image of a rendered data set."""
 
 UNSEEN_DEFECT = "thread"
 """The defect that no auxiliary image shows."""
@@ -90,7 +103,7 @@ def _samples(name: str) -> Iterator[tuple[str, str, str, int, Look]]:
 
 
 def render_dataset(name: str, cache: Path | None = None) -> Path:
-    """Returns the folder of a rendered data set, rendering it first where that has not been done.
+    """Returns the folder of a rendered data set, rendering it first where it is not there, or not as it was rendered.
 
     Args:
         name: ``"synthetic"`` (test categories) or ``"synthetic_aux"`` (auxiliary ones).
@@ -98,28 +111,58 @@ def render_dataset(name: str, cache: Path | None = None) -> Path:
 
     Returns:
         A folder in MVTec AD's layout; it appears whole or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
     """
     cache = cache or cache_folder()
     target = cache / f"{name}-v{VERSION}"
-    if target.is_dir():
+    if target in _intact or is_intact(target):
+        _intact.add(target)
         return target
-    cache.mkdir(parents=True, exist_ok=True)
     samples = list(_samples(name))
-    print(f"rendering {len(samples)} images into {target} (once, some seconds)", file=sys.stderr, flush=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
-    try:
-        _write(name, samples, partial)
+    why = "; what is there was damaged or changed" if target.is_dir() else ""
+    print(f"rendering {len(samples)} images into {target} (once, some seconds){why}", file=sys.stderr, flush=True)
+    with scratch_folder(target) as partial, output_errors(target):
+        write_json(partial / DIGESTS, _write(name, samples, partial))
         partial.chmod(0o755)
-        partial.rename(target)
-    except OSError:
-        if not target.is_dir():  # else another process was first
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _put(partial, target)
+    _intact.add(target)
     return target
 
 
-def _write(name: str, samples: list[tuple[str, str, str, int, Look]], folder: Path) -> None:
+_intact: set[Path] = set()  # looked at by this process
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether a rendered data set holds the files that were rendered, and no others, byte for byte."""
+    try:
+        digests = json.loads(read_plain(folder / DIGESTS))
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} - {DIGESTS}
+        return found == set(digests) and all(_digest(folder / file) == digests[file] for file in digests)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(read_plain(file)).hexdigest()
+
+
+def _put(partial: Path, target: Path) -> None:
+    """Renames a rendered folder to its place; one that another process has put there meanwhile stays."""
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        if not is_intact(target):
+            with scratch_folder(target) as old:
+                target.rename(old)
+                partial.rename(target)
+
+
+def _write(name: str, samples: list[tuple[str, str, str, int, Look]], folder: Path) -> dict[str, str]:
+    """Renders images and masks into a folder; returns the digest of each file."""
     from PIL import Image
 
     for category, split, defect_type, number, look in samples:
@@ -132,3 +175,5 @@ def _write(name: str, samples: list[tuple[str, str, str, int, Look]], folder: Pa
             place = folder / category / "ground_truth" / defect_type
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rendered.mask).save(place / f"{number:03}_mask.png")
+    files = sorted(path for path in folder.rglob("*.png"))
+    return {file.relative_to(folder).as_posix(): _digest(file) for file in files}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,8 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from vlad.errors import WeightsError
+from vlad.files import read_plain
 
-__all__ = ["LATEST", "RECORD", "checkpoint_of", "data_name", "resolve_run", "run_name", "slug", "write_latest"]
+__all__ = [
+    "LATEST",
+    "RECORD",
+    "checkpoint_of",
+    "data_name",
+    "newest_first",
+    "resolve_run",
+    "run_name",
+    "slug",
+    "write_latest",
+]
 
 LATEST = "latest"
 """Name of the text file that holds the relative path of the newest run."""
@@ -116,6 +128,12 @@ def resolve_run(path: str | Path) -> Path:
     return folder
 
 
+def newest_first(folder: Path) -> list[Path]:
+    """Returns the checkpoints of a run folder, the newest first."""
+    files = folder.glob("checkpoints/*.ckpt")
+    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
+
+
 # -- from a test to its fit ------------------------------------------------------------------------------------
 
 
@@ -128,6 +146,9 @@ def point_to(file: str | Path, folder: Path) -> dict[str, str]:
     """
     file = Path(file)
     link = {"file": Path(os.path.relpath(file, folder)).as_posix(), "path": str(file.absolute())}
+    if file.is_file():
+        with file.open("rb") as stream:
+            link["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
     run = file.parent.parent
     return {**link, "run": Path(os.path.relpath(run, folder)).as_posix()} if file.parent.name == "checkpoints" else link
 
@@ -135,8 +156,8 @@ def point_to(file: str | Path, folder: Path) -> dict[str, str]:
 def read_record(folder: Path) -> Mapping[str, Any]:
     """Returns a run folder's record; an empty one where there is none or it cannot be read."""
     try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(read_plain(folder / RECORD))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
