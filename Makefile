@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/python experiments/demo.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal --durations=10
 
 # Some thousand damaged files, hostile names, kills and full disks; the report is faults.md.
 faults: $(INSTALLED)

@@ -1,7 +1,6 @@
 """Images that keep their aspect ratio, in batches of one size."""
 
 import pytest
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from tests_support import write_mask, write_picture
 from torch.utils.data import DistributedSampler

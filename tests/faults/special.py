@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from faults.inputs import RECORD, read_archive, read_config, read_image, read_record_file
 from faults.judge import WrongError, peak_memory
-from faults.kinds import _RECORD, KINDS, _read_archive, _read_checkpoint, _read_config, _read_image, _read_record
+from faults.kinds import KINDS
+from faults.weights import read_checkpoint_file
 from PIL import Image
 
 __all__ = ["SPECIAL", "bombs", "special_cases"]
@@ -163,7 +165,7 @@ def _code(file: Path) -> None:
 
 def _no_code(file: Path) -> None:
     try:
-        _read_checkpoint(file)
+        read_checkpoint_file(file)
     finally:
         if os.path.exists("/tmp/vlad_fault_suite_was_here"):
             os.rmdir("/tmp/vlad_fault_suite_was_here")
@@ -217,7 +219,7 @@ Bomb = tuple[str, Callable[[Path], object], Callable[[Path], object]]
 
 def _bombs() -> Iterator[Bomb]:
     def image(name: str, data: Callable[[], bytes], suffix: str = ".png") -> Iterator[Bomb]:
-        for read in (_read_image, _predict):
+        for read in (read_image, _predict):
             yield f"{name}{suffix}", lambda file: file.write_bytes(data()), read
 
     yield from image("177 megapixels", lambda: _png(13_300, 13_300))
@@ -236,34 +238,35 @@ def _bombs() -> Iterator[Bomb]:
     yield "5 GiB of nothing.png", _sparse, _predict
     for levels in (6, 9, 12):
         text = _aliases(levels)
-        yield f"aliases, {levels} levels.yaml", lambda file, text=text: file.write_text(text), _read_config
+        yield f"aliases, {levels} levels.yaml", lambda file, text=text: file.write_text(text), read_config
     inside = "data:\n" + "".join(f"  {line}\n" for line in _aliases(9).splitlines())
-    yield "aliases in a section.yaml", lambda file: file.write_text(inside), _read_config
-    yield "contains itself.yaml", lambda file: file.write_text("data: &d\n  predict: [*d]\n"), _read_config
-    yield "deep.yaml", lambda file: file.write_text("a: " + "{a: " * 4000 + "1" + "}" * 4000), _read_config
-    yield "deep list.yaml", lambda file: file.write_text("[" * 20_000), _read_config
-    yield "large.yaml", lambda file: file.write_text("# " + "x" * (2 << 20)), _read_config
+    yield "aliases in a section.yaml", lambda file: file.write_text(inside), read_config
+    yield "contains itself.yaml", lambda file: file.write_text("data: &d\n  predict: [*d]\n"), read_config
+    yield "deep.yaml", lambda file: file.write_text("a: " + "{a: " * 4000 + "1" + "}" * 4000), read_config
+    yield "deep list.yaml", lambda file: file.write_text("[" * 20_000), read_config
+    yield "large.yaml", lambda file: file.write_text("# " + "x" * (2 << 20)), read_config
     for key, value in (
         ("row_crops", "1000000"),
         ("row_crops", "-3"),
         ("mask_threshold", "1" + "0" * 40),
         ("normal_test", "7.5"),
     ):
-        text = "\n".join(f"{key} = {value}" if line.startswith(key) else line for line in _RECORD.splitlines())
-        yield f"{key} {value[:9]}.toml", lambda file, text=text: file.write_text(text), _read_record
+        text = "\n".join(f"{key} = {value}" if line.startswith(key) else line for line in RECORD.splitlines())
+        yield f"{key} {value[:9]}.toml", lambda file, text=text: file.write_text(text), read_record_file
     for path in ("../../outside", "/etc", "C:\\Windows"):
-        text = _RECORD.replace('folders = ["own"]', f"folders = [{json.dumps(path)}]")
-        yield f"folder {path[-7:].replace('/', '_')}.toml", lambda file, text=text: file.write_text(text), _read_record
-    yield "zip of 400 MiB.zip", _zip_bomb, _read_archive
-    yield "tar of 400 MiB.tar.gz", _tar_bomb, _read_archive
-    yield "packed.ckpt", _packed_checkpoint, _read_checkpoint
-    yield "expanded.ckpt", _expanded_checkpoint, _read_checkpoint
+        text = RECORD.replace('folders = ["own"]', f"folders = [{json.dumps(path)}]")
+        name = f"folder {path[-7:].replace('/', '_')}.toml"
+        yield name, lambda file, text=text: file.write_text(text), read_record_file
+    yield "zip of 400 MiB.zip", _zip_bomb, read_archive
+    yield "tar of 400 MiB.tar.gz", _tar_bomb, read_archive
+    yield "packed.ckpt", _packed_checkpoint, read_checkpoint_file
+    yield "expanded.ckpt", _expanded_checkpoint, read_checkpoint_file
     yield "code.ckpt", _code, _no_code
     yield "plain pickle.ckpt", lambda file: file.write_bytes(pickle.dumps({"vlad": _Code()})), _no_code
-    yield "endless header.safetensors", lambda file: _safetensors(file, b"{", 2**62), _read_checkpoint
+    yield "endless header.safetensors", lambda file: _safetensors(file, b"{", 2**62), read_checkpoint_file
     huge = b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
-    yield "huge tensor.safetensors", lambda file: _safetensors(file, huge), _read_checkpoint
-    yield "deep header.safetensors", lambda file: _safetensors(file, b"[" * 100_000), _read_checkpoint
+    yield "huge tensor.safetensors", lambda file: _safetensors(file, huge), read_checkpoint_file
+    yield "deep header.safetensors", lambda file: _safetensors(file, b"[" * 100_000), read_checkpoint_file
     yield "30 million rows.parquet", _parquet, _table
     yield "deep.json", lambda file: file.write_text("[" * 100_000), _table
     yield "long number.json", lambda file: file.write_text('[{"image_path": ' + "9" * 100_000 + "}]"), _table

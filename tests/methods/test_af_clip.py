@@ -188,6 +188,7 @@ def test_the_map_plays_no_part_in_the_zero_shot_score(tiny):
 
 # -- on a tiny CLIP --------------------------------------------------------------------------------------------
 
+
 def build_tiny(tiny, **options):
     method = AFCLIP(tiny, None, 64, **{"layers": [2, 4], **options}).eval()
     method.allow_untrained = True
