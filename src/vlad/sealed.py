@@ -87,6 +87,8 @@ class SealedCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
+        if "checksum" in checkpoint.get("vlad", {}):
+            seal(checkpoint)  # once more: a method or callback may have added to it since
         content = io.BytesIO()
         torch.save(checkpoint, content)
         write_atomic(Path(path), lambda partial: _write(partial, content))

@@ -105,7 +105,7 @@ def test_the_result_is_that_of_the_evaluation_and_its_means_are_logged(verb):
 def test_options_choose_metrics_and_limits():
     evaluator = Evaluator(["pixel"], mode="exact", pro_limits=[0.05], evaluation_protocol="april_gan")
     trainer(evaluator).test(Module(), loader(), verbose=False)
-    names = ("auroc", "ap", "f1_max", "aupro_0.05", "iou_max", "aupimo")
+    names = ("auroc", "ap", "f1_max", "aupro_0.05", "iou_max", "aupimo", "fpr_at_0.95")
     assert list(evaluator.result.mean) == [f"pixel_{name}" for name in names]
     with pytest.raises(VladError, match="set the mode to exact"):
         Evaluator(mode="streaming", evaluation_protocol="april_gan")

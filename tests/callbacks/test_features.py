@@ -72,7 +72,9 @@ def evaluate(name, tiny, mvtec, tmp_path, **options):
     method.allow_untrained = True
     data = small_data(mvtec, test="mvtec_ad", batch_size=3, **options).require(method.requirements)
     callback = CachedFeatures(cache=True)
-    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[callback], enable_progress_bar=False)
+    trainer = Trainer(
+        accelerator="cpu", default_root_dir=tmp_path, logger=False, callbacks=[callback], enable_progress_bar=False
+    )
     return trainer.test(method, data, verbose=False)[0]
 
 
@@ -91,10 +93,10 @@ def test_methods_that_read_the_same_are_evaluated_with_one_pass(tiny, mvtec, tmp
 
 def test_a_method_that_does_not_ask_is_told_of(tiny, mvtec, tmp_path):
     with pytest.warns(UserWarning, match="did nothing"):
-        evaluate_uncached(tiny, mvtec)
+        evaluate_uncached(tiny, mvtec, tmp_path)
 
 
-def evaluate_uncached(tiny, mvtec):
+def evaluate_uncached(tiny, mvtec, tmp_path):
     from vlad.methods.patch_memory import NearestPatch
 
     class Own(NearestPatch):
@@ -103,5 +105,6 @@ def evaluate_uncached(tiny, mvtec):
 
     method = Own(backbone=tiny, pretrained=None, image_size=64)
     data = small_data(mvtec, test="mvtec_ad", shots=1).require(method.requirements)
-    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[CachedFeatures(cache=True)])
+    callbacks = [CachedFeatures(cache=True)]
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, callbacks=callbacks)
     trainer.test(method, data, verbose=False)

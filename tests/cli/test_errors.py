@@ -71,7 +71,7 @@ def test_broken_yaml_and_missing_config(fails):
 
 
 def test_wrong_method_name(fails):
-    message = "no method is named 'sdp_pluss'; did you mean sdp_plus or sdp?"
+    message = "no method is named 'sdp_pluss'; did you mean sdp_plus or "
     assert message in fails("test", *DATA, "--model", "sdp_pluss", model=False)
     Path("exp.yaml").write_text("model: {class_path: sdp_pluss}\n")
     assert "did you mean sdp_plus" in fails("test", "--config", "exp.yaml", model=False)

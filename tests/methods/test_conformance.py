@@ -177,6 +177,7 @@ class ForgetsReferences(Sound):
         super().on_save_checkpoint(checkpoint)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("memory.")}
+        del checkpoint["vlad"]["checksum"]
 
 
 class ScoresUntrained(Sound):

@@ -12,7 +12,7 @@ from vlad.methods.patch_memory import NearestPatch
 from vlad.methods.sdp import SDP
 from vlad.testing import random_batch
 
-METHODS = [name for name in sorted(SMALL) if vlad.get_method(name)]
+METHODS = sorted({*SMALL} - {"musc"})  # which takes no references
 CATEGORIES = ("a/bottle", "b/bottle", "b/nut")  # two data sets may have a category of one name
 
 
