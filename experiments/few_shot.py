@@ -55,7 +55,7 @@ def build(name: str, folder: Path) -> Method:
         options = ["--data.batch_size", "16", "--trainer.default_root_dir", str(runs), *QUIET]
         if command(["fit", "--model", name, *model, *training, *options]):
             raise SystemExit("fit failed")
-    (checkpoint,) = runs.glob("*/*/checkpoints/*.ckpt")
+    checkpoint = max(runs.glob("*/*/checkpoints/*.ckpt"))
     return vlad.load(checkpoint.parent.parent).method
 
 
