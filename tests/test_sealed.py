@@ -12,7 +12,8 @@ import vlad
 from vlad.checkpoint import export_weights, read_checkpoint, read_file
 from vlad.errors import VladError, WeightsError
 from vlad.methods.sdp_plus import SDPPlus
-from vlad.sealed import SealedCheckpointIO, TwoCheckpoints, check_seal, checksum
+from vlad.runs.checkpoints import SealedCheckpointIO, TwoCheckpoints
+from vlad.sealed import check_seal, checksum
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vlad.clip.backbone import save_local
+from vlad.runs.checkpoints import SealedCheckpointIO
 
 DATA = Path(__file__).parent / "data"
 SMALL = {  # settings of a method that fit the tiny CLIP: four blocks in the image tower, two in the text tower
@@ -106,6 +107,5 @@ def save_run(method: torch.nn.Module, folder: Path) -> Path:
     """Writes the checkpoint that Lightning would write of a method; returns the run folder."""
     checkpoint = {"state_dict": dict(method.state_dict()), "hyper_parameters": dict(method.hparams)}
     method.on_save_checkpoint(checkpoint)
-    (folder / "checkpoints").mkdir(parents=True)
-    torch.save(checkpoint, folder / "checkpoints" / "epoch=0.ckpt")
+    SealedCheckpointIO().save_checkpoint(checkpoint, folder / "checkpoints" / "epoch=0.ckpt")
     return folder

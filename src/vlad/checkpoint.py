@@ -16,7 +16,7 @@ from vlad.errors import WeightsError
 from vlad.files import write_atomic
 from vlad.migrate import migrate_checkpoint
 from vlad.published import Published, find_checkpoint, locate
-from vlad.sealed import check_seal, checksum, seal
+from vlad.sealed import check_seal, checksum
 from vlad.torch_files import load_torch
 
 __all__ = [
@@ -204,7 +204,6 @@ def slim(method: Restorable, checkpoint: dict[str, Any]) -> None:
     empty = not method.memory.categories
     checkpoint["state_dict"] = {key: value for key, value in state.items() if not (empty and key.startswith(MEMORY))}
     checkpoint["vlad"] = describe(method)
-    seal(checkpoint)
 
 
 def check_loaded(method: Restorable, checkpoint: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def test_a_test_leaves_a_page_without_opening_an_image_again(mvtec, tmp_path, ca
     assert found["rows"]["label"] == scores["label"].tolist()
     assert [group["name"] for group in found["groups"]] == ["bottle", "metal_nut"]
     assert set(found["groups"][0]["curves"]) == {"roc", "pr", "pro"}
-    assert found["pictures"] == len(media) == 12
+    assert found["thumbnails"] == len(media) == 12
     assert all(one[0] and one[1] for one in media)
     assert [bool(one[4]) for one in media] == [label == 1 for label in found["rows"]["label"]]
     assert found["rows"]["panel"] == [""] * 12
@@ -68,13 +68,13 @@ def test_heat_maps_are_linked_and_share_their_colours(mvtec, tmp_path):
     assert found["groups"][0]["scale"] == [scale["floor"], scale["low"], scale["high"]]
 
 
-def test_limit_keeps_counts_and_drops_pictures(mvtec, tmp_path, monkeypatch):
+def test_limit_keeps_counts_and_drops_thumbnails(mvtec, tmp_path, monkeypatch):
     monkeypatch.setattr("vlad.report.store._HIGHEST", 1)
     out = tmp_path / "run"
     run_test(out, small_data(mvtec, test="mvtec_ad"), Report(limit=3))
     found, media, _ = facts(out)
     assert len(found["rows"]["score"]) == 12
-    assert 3 <= found["pictures"] < 12
+    assert 3 <= found["thumbnails"] < 12
     best = max(range(12), key=lambda i: found["rows"]["score"][i])
     assert media[best]
 
@@ -88,7 +88,7 @@ def test_originals_are_copied_where_that_is_asked_for(mvtec, tmp_path):
     assert all((out / link).is_file() for link in found["rows"]["link"])
 
 
-def test_a_prediction_is_continued_with_its_pictures(tmp_path):
+def test_a_prediction_is_continued_with_its_thumbnails(tmp_path):
     out = tmp_path / "run"
     data = own(tmp_path, a=10, b=200)
     (tmp_path / "own/broken.png").write_bytes(b"no image")
@@ -98,12 +98,12 @@ def test_a_prediction_is_continued_with_its_pictures(tmp_path):
     assert names["a"] < names["b"]
     assert names["broken"] is None
     assert "broken" in "".join(found["rows"]["error"])
-    assert (found["verb"], found["pictures"]) == ("predict", 2)
+    assert (found["verb"], found["thumbnails"]) == ("predict", 2)
     assert "Could not be scored" in text
     own(tmp_path, c=120)
     predict(out, small_data(predict=data), Report())
     found, media, _ = facts(out)
-    assert found["pictures"] == 3
+    assert found["thumbnails"] == 3
     assert sum(bool(one) for one in media) == 3
 
 
@@ -137,14 +137,14 @@ def test_images_without_a_score_are_failures(mvtec, tmp_path):
     assert found["rows"]["error"][0].startswith("the method's score or map is not finite")
 
 
-def test_pictures_are_found_whatever_files_are_called(tmp_path):
+def test_thumbnails_are_found_whatever_files_are_called(tmp_path):
     out = tmp_path / "run"
     data = own(tmp_path, a=10)
     for name in ("=1+1", "two\nlines", "<b>", "'", "ä"):
         shutil.copyfile(tmp_path / "own/a.png", tmp_path / f"own/{name}.png")
     predict(out, small_data(predict=data), Report(copy=True))
     found, media, _ = facts(out)
-    assert found["pictures"] == 6
+    assert found["thumbnails"] == 6
     assert all(media)
     assert {"=1+1", "<b>", "'", "ä"} < set(found["rows"]["name"])
     assert all((out / unquote(link)).is_file() for link in found["rows"]["link"])

@@ -48,14 +48,11 @@ TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.acceler
 
 
 def test_two_processes_give_the_metrics_of_one(vlad, tiny, tmp_path):
-    test = ["test", *options(tiny, "sdp"), "--data.test", "mvtec_ad", "--data.batch_size", "2"]
+    test = ["test", *options(tiny, "sdp"), "--data.test", "mvtec_ad", "--data.batch_size", "1"]  # one way of rounding
     vlad(*test)
     vlad(*test, *TWO)
     one, two = sorted(path for path in (tmp_path / "runs/sdp").iterdir() if path.is_dir())
-    first, second = (json.loads((run / "test_metrics.json").read_text()) for run in (one, two))
-    assert first.keys() == second.keys()
-    for part in ("mean", "pooled"):  # batches differ, and with them the last bits of the maps
-        assert first[part] == pytest.approx(second[part], abs=1e-6)
+    assert json.loads((one / "test_metrics.json").read_text()) == json.loads((two / "test_metrics.json").read_text())
     pd.testing.assert_frame_equal(pd.read_csv(one / "test_scores.csv"), pd.read_csv(two / "test_scores.csv"))
     assert len(list(two.glob("heatmaps/*/**/*.png"))) == 11
     assert (one / "heatmaps/scale.json").read_text() == (two / "heatmaps/scale.json").read_text()

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import pytest
 
-from vlad.datamodules.catalog import Download
 from vlad.datamodules.download import fetch, unpack
+from vlad.datamodules.record import Download
 from vlad.errors import DataError
 
 CONTENT = bytes(range(256)) * 4096

@@ -177,7 +177,6 @@ class ForgetsReferences(Sound):
         super().on_save_checkpoint(checkpoint)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("memory.")}
-        del checkpoint["vlad"]["checksum"]
 
 
 class ScoresUntrained(Sound):

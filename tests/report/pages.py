@@ -1,4 +1,4 @@
-"""Reports for tests: pictures of noise, scores and names that are chosen."""
+"""Reports for tests: thumbnails of noise, scores and names that are chosen."""
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def kept(seed=0, *, mask=False, size=(40, 36)):
 
 
 def write_report(folder, rows, groups=("bottle",), *, verb="test", thresholds=None, card=None, **options):
-    """Writes a page of rows ``(group, name, label, score)`` or :class:`Row`, each with a picture; returns its path."""
+    """Writes a page of ``(group, name, label, score)`` or :class:`Row`, each with a thumbnail; returns the path."""
     rows = [
         row if isinstance(row, Row) else Row(row[0], row[1], f"images/{row[1]}.png", row[2], row[3]) for row in rows
     ]

@@ -38,7 +38,7 @@ def test_hostile_names_stay_text(tmp_path):
         tmp_path, rows, (HOSTILE[0],), card=card, tables={"<u>": [table]}, notes=[HOSTILE[1]]
     )  # fmt: skip
     text = path.read_text(encoding="utf-8")
-    assert text.count("<script") == 3  # pictures, facts, scripts
+    assert text.count("<script") == 3  # thumbnails, facts, scripts
     assert "<img src=x" not in text
     for tag in ("<b>name", "<u>", "<i>"):
         assert tag not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
@@ -53,7 +53,7 @@ def test_links_are_relative_and_percent_encoded(tmp_path):
     page = Page("t", "test", "", [Group("g")], {}, {})
     found = facts(write_page(out / "report.html", page, rows, lambda: [None, None]))
     assert found["rows"]["link"] == ["../im%20ages/50%25%23%3F.png", "../scan.tiff#other"]
-    assert found["pictures"] == 0
+    assert found["thumbnails"] == 0
 
 
 def test_maps_keep_their_maximum_and_what_was_not_inspected():
@@ -75,7 +75,7 @@ def test_maps_keep_their_maximum_and_what_was_not_inspected():
     assert media.mask == ""
 
 
-def test_flat_and_empty_maps_are_pictures_too():
+def test_flat_and_empty_maps_are_thumbnails_too():
     image = np.zeros((10, 10, 3), np.uint8)
     assert encode_media(image, torch.zeros(4, 4), None).step == 0
     assert encode_media(image, torch.full((4, 4), -torch.inf), None).map == ""
@@ -88,7 +88,7 @@ def test_store_keeps_the_first_and_the_highest():
     assert [store.wants(score) for score in (1.0, 1.0, 1.0, 6.0)] == [True, True, False, True]
 
 
-def test_the_newest_pictures_count_and_a_cut_line_does_not(tmp_path):
+def test_the_newest_thumbnails_count_and_a_cut_line_does_not(tmp_path):
     key = media_key("c", "a", "a.png")
     for rank, maximum in ((0, 1.0), (1, 2.0)):
         store = MediaStore(tmp_path, rank=rank)
@@ -109,13 +109,13 @@ def test_the_newest_pictures_count_and_a_cut_line_does_not(tmp_path):
 
 
 @pytest.mark.parametrize("count", [3000])
-def test_memory_does_not_grow_with_pictures(tmp_path, count):
-    picture = kept(size=(300, 300))
-    assert len(picture.media.image) > 5000
+def test_memory_does_not_grow_with_thumbnails(tmp_path, count):
+    thumbnail = kept(size=(300, 300))
+    assert len(thumbnail.media.image) > 5000
     rows = [Row(0, str(i), "a.png", 0, 0.5) for i in range(count)]
     page = Page("t", "test", "", [Group("g")], {}, {})
     tracemalloc.start()
-    path = write_page(tmp_path / "report.html", page, rows, lambda: (picture for _ in rows))
+    path = write_page(tmp_path / "report.html", page, rows, lambda: (thumbnail for _ in rows))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert path.stat().st_size > 5000 * count

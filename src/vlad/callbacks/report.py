@@ -46,7 +46,7 @@ _FILE = "report.html"
 class Report(PerImage):
     """``report.html`` of a test or prediction: summary, tables, curves, a threshold to move, images, protocol.
 
-    It opens from disk without a network: pictures of a few kB per image stand in it. They are made from the data
+    It opens from disk without a network: thumbnails of a few kB per image stand in it. They are made from the data
     module's previews while the method scores and wait on disk, so that memory does not grow with the data set. See
     docs/report.md.
     """
@@ -90,7 +90,7 @@ class Report(PerImage):
     # -- one batch ---------------------------------------------------------------------------------------------
 
     def add(self, trainer: Trainer, batch: Batch, prediction: Prediction, rows: list[int]) -> None:
-        """Keeps the pictures of a batch; they are on disk when this returns."""
+        """Keeps the thumbnails of a batch; they are on disk when this returns."""
         assert self._store is not None
         if "preview" not in batch:
             return
@@ -194,7 +194,7 @@ class Report(PerImage):
 
 
 def _kept(batch: Batch, maps: torch.Tensor, i: int) -> tuple[str, Kept]:
-    """Returns by what an image's pictures are found, and the pictures."""
+    """Returns by what an image's thumbnails are found, and the thumbnails."""
     seen = (1.0, 1.0)
     if "seen_size" in batch and "original_size" in batch:
         sizes = zip(batch["seen_size"][i].tolist(), batch["original_size"][i].tolist(), strict=True)

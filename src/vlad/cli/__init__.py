@@ -122,7 +122,7 @@ def _stopped(line: str) -> None:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
-    """Runs a verb; every error that the user can mend becomes one line."""
+    """Runs a verb; every error that the user can fix becomes one line."""
     from vlad.cli.signals import Terminated, terminable
     from vlad.errors import OptionError, VladError
 

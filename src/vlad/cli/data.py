@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlad.cli.listing import datasets
-from vlad.datamodules.catalog import Record, get_protocol, get_record, list_datasets, list_protocols
+from vlad.datamodules.catalog import get_protocol, get_record, list_datasets, list_protocols
+from vlad.datamodules.record import Record
 from vlad.errors import DataError
 
 if TYPE_CHECKING:

@@ -37,9 +37,9 @@ from vlad.methods.base import Method
 from vlad.published import find_checkpoint
 from vlad.registry import get_method, list_methods, named_method, resolve
 from vlad.runs import RunLogger, SaveConfig, data_name
+from vlad.runs.checkpoints import SealedCheckpointIO, TwoCheckpoints
 from vlad.runs.pointers import run_name, slug
 from vlad.runs.resume import config_of, resume_point, run_meant
-from vlad.sealed import SealedCheckpointIO, TwoCheckpoints
 
 __all__ = ["VladCLI", "run"]
 
@@ -289,7 +289,7 @@ def _quiet() -> None:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Turns errors of Lightning and torch that the user can mend into one line."""
+    """Turns errors of Lightning and torch that the user can fix into one line."""
     try:
         yield
     except MisconfigurationException as error:

@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlad.datamodules.catalog import Record, get_record, list_datasets
+    from vlad.datamodules.catalog import get_record, list_datasets
     from vlad.datamodules.datamodule import AnomalyDataModule
     from vlad.datamodules.dataset import AnomalyDataset
+    from vlad.datamodules.record import Record
     from vlad.datamodules.sources import Source
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
 _LAZY = {
     "AnomalyDataModule": "datamodule",
     "AnomalyDataset": "dataset",
-    "Record": "catalog",
+    "Record": "record",
     "Source": "sources",
     "get_record": "catalog",
     "list_datasets": "catalog",

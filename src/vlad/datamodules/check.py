@@ -24,7 +24,7 @@ from vlad.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vlad.datamodules.catalog import Record
+    from vlad.datamodules.record import Record
 
 __all__ = ["Finding", "Report", "check_index"]
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from vlad.datamodules.catalog import Download
+from vlad.datamodules.record import Download
 from vlad.errors import DataError
 from vlad.files import open_plain, scratch_folder
 from vlad.names import safe_name

@@ -8,9 +8,9 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlad.datamodules.catalog import Record
 from vlad.datamodules.image_files import IMAGE_SUFFIXES, list_files, printable
 from vlad.datamodules.layouts import META, layout_rows, meta_rows
+from vlad.datamodules.record import Record
 from vlad.errors import DataError
 
 if TYPE_CHECKING:

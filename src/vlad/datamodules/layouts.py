@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlad.datamodules.catalog import Layout, Record
+from vlad.datamodules.record import Layout, Record
 from vlad.errors import DataError
 from vlad.files import read_plain
 

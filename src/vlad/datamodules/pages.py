@@ -18,7 +18,7 @@ __all__ = ["numbers_of_pages", "opened_page", "page_count"]
 
 _MOST = 10_000  # pages of a file
 _ONE_PICTURE = {"MPO", "PSD", "ICO", "ICNS", "CUR"}
-"""Formats whose further pictures are previews, depth maps, layers or sizes of the first one."""
+"""Formats whose further pages are previews, depth maps, layers or sizes of the first one."""
 
 
 def page_count(path: str | os.PathLike[str], content: bytes | None = None) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vlad.errors import DataError, nearest
 
 if TYPE_CHECKING:
-    from vlad.datamodules.catalog import Download, Layout, Record
+    from vlad.datamodules.record import Download, Layout, Record
 
 __all__ = ["MOST_BYTES", "check_record", "check_types"]
 

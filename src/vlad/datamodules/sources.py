@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlad import __version__
 from vlad.datamodules.cache import cached
-from vlad.datamodules.catalog import Record, get_record, list_datasets
+from vlad.datamodules.catalog import get_record, list_datasets
 from vlad.datamodules.custom import index_folder, index_images, index_table
 from vlad.datamodules.image_files import printable
 from vlad.datamodules.index import COLUMNS, Found, index_record
 from vlad.datamodules.meta import from_meta
+from vlad.datamodules.record import Record
 from vlad.datamodules.tables import is_table
 from vlad.errors import DataError, nearest
 from vlad.rendered.benchmark import render_dataset

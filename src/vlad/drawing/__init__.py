@@ -1,4 +1,4 @@
-"""Pictures of what a method says: colours and their scale, panels, contact sheets, raw maps.
+"""What a method finds, drawn: colours and their scale, panels, contact sheets, raw maps.
 
 The callbacks :class:`vlad.callbacks.HeatMaps` and :class:`vlad.callbacks.RawMaps` decide what is drawn and when.
 """

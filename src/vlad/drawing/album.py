@@ -199,9 +199,9 @@ class Album:
             seen = final[np.isfinite(final)]
             scale = choose_scale(np.array([seen.max()]), np.array([np.median(seen)]))
         self.unknown |= escaped(f"{preview.title}{preview.caption}")[1]
-        picture = draw_panel(preview.panel(), scale)
-        target = self._picture(preview.name)
-        write_atomic(target, lambda partial: picture.save(partial, format="PNG", compress_level=1))
+        panel = draw_panel(preview.panel(), scale)
+        target = self._file(preview.name)
+        write_atomic(target, lambda partial: panel.save(partial, format="PNG", compress_level=1))
         path.unlink(missing_ok=True)
 
     def _panels(self) -> Iterator[dict[str, Any]]:
@@ -225,7 +225,7 @@ class Album:
             return ""
         count, first = 0, ""
         for row in self._journals():
-            if row["max"] is None and not self._picture(row["name"]).is_file():
+            if row["max"] is None and not self._file(row["name"]).is_file():
                 count, first = count + 1, first or row["name"]
         facts = ((tuple(row["set"]), row["name"], row["label"], row["score"]) for row in self._panels())
         chosen = [name for name in choose_for_contact_sheet(facts) if self._opened(name) is not None]
@@ -251,7 +251,7 @@ class Album:
         def lines() -> Iterator[str]:
             drawn = set()
             for row in self._journals():
-                if row["drawn"] and self._picture(row["name"]).is_file():
+                if row["drawn"] and self._file(row["name"]).is_file():
                     drawn.add(hash(row["name"]))
                     about: dict[str, Any] = {name: row[name] for name in ("path", "image_id") if name in row}
                     yield seal({"file": f"{row['name']}.png", **about})
@@ -267,11 +267,11 @@ class Album:
 
     def _opened(self, name: str) -> Any:
         """Returns a panel; None where it is gone or damaged."""
-        with suppress(OSError, ValueError, SyntaxError), Image.open(self._picture(name)) as picture:
-            return picture.copy()
+        with suppress(OSError, ValueError, SyntaxError), Image.open(self._file(name)) as panel:
+            return panel.copy()
         return None
 
-    def _picture(self, name: str) -> Path:
+    def _file(self, name: str) -> Path:
         return self.heatmaps / f"{name}.png"
 
 

@@ -74,7 +74,7 @@ def _load(path: Path | None) -> Font | None:
     """Opens a font, Pillow's own for None; None where it cannot be drawn with."""
     try:
         return ImageFont.load_default(SIZE) if path is None else ImageFont.truetype(str(path), SIZE)
-    except OSError:  # damaged, or of pictures of one size only
+    except OSError:  # damaged, or of bitmaps of one size only
         return None
 
 

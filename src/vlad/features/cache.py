@@ -92,9 +92,9 @@ class FeatureCache:
             OptionError: ``half``, and a feature is too large for it.
             OutputError: The disk is full, the folder read-only, and the like.
         """
-        wanted, facts = list(_leaves(names)), _facts(encoder, images)
-        keys = [_key({**facts, "tensor": name, "half": self.half}) for name in wanted]
-        store = self._store(encoder)
+        facts = _facts(encoder, images)
+        keys = [_key({**facts, "tensor": name, "half": self.half}) for name in _leaves(names)]
+        store = self._store(facts["encoder"])
         again = [True] * len(images) if fixed is None else fixed.tolist()
         digests = [
             f"{image_digest(image).hex()}-{'x'.join(map(str, image.shape))}-{image.dtype}" if stays else ""
@@ -118,7 +118,7 @@ class FeatureCache:
                 row = {key: column[place] for key, column in zip(keys, columns, strict=True)}
                 if digests[number]:
                     new = {k: v for k, v, old in zip(keys, row.values(), found[number], strict=True) if old is None}
-                    self._keep(store, encoder, digests[number], new)
+                    self._keep(store, digests[number], new)
                 found[number] = list(row.values())
             if whole and not self.half:
                 return computed
@@ -137,13 +137,12 @@ class FeatureCache:
         device = images.device
         return tensor.to(device, _computed_dtype(images) if self.half else tensor.dtype)
 
-    def _store(self, encoder: Encoder) -> FeatureStore:
-        fingerprint = _fingerprint(encoder)
+    def _store(self, fingerprint: str) -> FeatureStore:
         if fingerprint not in self._stores:
             self._stores[fingerprint] = FeatureStore(self.folder / fingerprint)
         return self._stores[fingerprint]
 
-    def _keep(self, store: FeatureStore, encoder: Encoder, image: str, rows: dict[str, Tensor]) -> None:
+    def _keep(self, store: FeatureStore, image: str, rows: dict[str, Tensor]) -> None:
         """Adds an image's tensors within the budget; says ahead of the first how much it will be."""
         size = sum(value.nbytes for value in rows.values())
         if self._used is None:
@@ -187,12 +186,6 @@ class FeatureCache:
             store.close()
 
 
-def _fingerprint(encoder: Encoder) -> str:
-    """Returns a hash of what encodes images: of a CLIP, the image tower, whether or not its text tower was loaded."""
-    own = getattr(encoder, "image_fingerprint", encoder.fingerprint)
-    return str(own())
-
-
 def _facts(encoder: Encoder, images: Tensor) -> dict[str, Any]:
     """Returns what decides the values of features beside the images and what is computed."""
     numerics: dict[str, Any] = {}
@@ -201,7 +194,8 @@ def _facts(encoder: Encoder, images: Tensor) -> dict[str, Any]:
         numerics = {**asdict(tower.numerics), "activation": activation}
     return {
         "format": _FORMAT,
-        "encoder": _fingerprint(encoder),
+        # Of a CLIP the image tower's, whether or not its text tower was loaded.
+        "encoder": getattr(encoder, "image_fingerprint", encoder.fingerprint)(),
         "numerics": numerics,
         "precision": str(_computed_dtype(images)),
         "products": torch.get_float32_matmul_precision(),

@@ -56,6 +56,11 @@ class _Place(NamedTuple):
 class FeatureStore:
     """The shards of one folder.
 
+    Attributes:
+        folder: Where they are.
+        shard_size: Bytes that are collected before one is written.
+        unwritten: Bytes that are collected so far.
+
     Examples:
         >>> import tempfile
         >>> store = FeatureStore(Path(tempfile.mkdtemp()))
@@ -80,7 +85,9 @@ class FeatureStore:
         self._known: set[Path] = set()
         self._files: dict[Path, dict[str, Tensor]] = {}
         self._checked: set[Row] = set()
-        self._pending: dict[Row, Tensor] = {}
+        self._pending: dict[Row, Tensor] = {}  # all of one image's tensors have the sizes of the last one's
+        self._sizes: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        self.unwritten = 0
         self._listed = -1
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -154,12 +161,11 @@ class FeatureStore:
     def add(self, rows: Mapping[Row, Tensor]) -> None:
         """Keeps tensors of one image; writes a shard when enough have come."""
         sizes = {row.tensor: (value.shape, value.dtype) for row, value in rows.items()}
-        first = next(iter(self._pending), None)
-        if first is not None:
-            same = {row.tensor: value for row, value in self._pending.items() if row.image == first.image}
-            if sizes != {name: (value.shape, value.dtype) for name, value in same.items()}:
-                self.flush()
+        if sizes != self._sizes:
+            self.flush()
+        self._sizes = sizes
         self._pending.update(rows)
+        self.unwritten += sum(value.nbytes for value in rows.values())
         if self.unwritten >= self.shard_size:
             self.flush()
 
@@ -169,7 +175,7 @@ class FeatureStore:
         Raises:
             OutputError: The disk is full, the folder read-only, and the like.
         """
-        pending, self._pending = self._pending, {}
+        pending, self._pending, self.unwritten = self._pending, {}, 0
         if not pending:
             return
         tensors = list(dict.fromkeys(row.tensor for row in pending))
@@ -194,11 +200,6 @@ class FeatureStore:
         for number, (tensor, column) in enumerate(zip(tensors, checks, strict=True)):
             for place, (image, check) in enumerate(zip(images, column, strict=True)):
                 self._places[Row(tensor, image)] = _Place(shard, str(number), place, check)
-
-    @property
-    def unwritten(self) -> int:
-        """Bytes that are not yet written."""
-        return sum(value.nbytes for value in self._pending.values())
 
     def close(self) -> None:
         """Writes what is not yet written and lets go of the files."""

@@ -31,12 +31,12 @@ _MAIN = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "
 
 @dataclass
 class Content:
-    """What a page says beside settings and pictures.
+    """What a page says beside settings and thumbnails.
 
     Attributes:
         data: The data's name, for the title.
         rows: The images.
-        keys: By which the pictures of each are found.
+        keys: By which the thumbnails of each are found.
         groups: Categories: data set and category, of a prediction the latter alone, as ``heatmaps/scale.json`` has it.
         names: How each is called on the page.
         thresholds: Of a decision, by category.

@@ -1,4 +1,4 @@
-"""The small pictures of an image that a report holds inline: the image, its anomaly map, its ground truth."""
+"""The thumbnails of an image that a report holds inline: the image, its anomaly map, its ground truth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IMAGE, _MAP = 144, 64  # longest side in pixels
 
 
 class Media(NamedTuple):
-    """The pictures of one image, as base64.
+    """The thumbnails of one image, as base64.
 
     Attributes:
         image: WebP, RGB.
@@ -43,7 +43,7 @@ class Media(NamedTuple):
 def encode_media(
     preview: np.ndarray, values: Tensor, mask: np.ndarray | None, seen: tuple[float, float] = (1.0, 1.0)
 ) -> Media:
-    """Makes an image's pictures.
+    """Makes an image's thumbnails.
 
     Args:
         preview: The part of the image that was seen (h, w, 3), uint8.
@@ -52,7 +52,7 @@ def encode_media(
         seen: Height and width of that part, as shares of the image's.
 
     Returns:
-        The pictures, a few kB together. A map keeps its maximum, so that no region gets lost.
+        The thumbnails, a few kB together. A map keeps its maximum, so that no region gets lost.
     """
     height, width = preview.shape[:2]
     image = Image.fromarray(preview).resize(_bounded(width, height, _IMAGE), Image.Resampling.BOX)
@@ -62,8 +62,8 @@ def encode_media(
         grown = F.adaptive_max_pool2d(torch.tensor(mask, dtype=torch.float32)[None], (rows, columns))[0]
         truth = _encoded(Image.fromarray(grown.numpy() > 0), "PNG")
     codes, low, step = _codes(values, (height, width))
-    picture = "" if codes is None else _encoded(Image.fromarray(codes), "PNG", optimize=True)
-    return Media(_encoded(image, "WEBP", quality=62, method=2), picture, low, step, truth, seen)
+    thumbnail = "" if codes is None else _encoded(Image.fromarray(codes), "PNG", optimize=True)
+    return Media(_encoded(image, "WEBP", quality=62, method=2), thumbnail, low, step, truth, seen)
 
 
 def _bounded(width: int, height: int, longest: int) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from vlad.results.tables import Table, render
 __all__ = ["Group", "Page", "Row", "write_page"]
 
 _CHUNK = 48
-"""Images whose pictures stand in one block: a block is read when the first of them is shown."""
+"""Images whose thumbnails stand in one block: a block is read when the first of them is shown."""
 
 _SCRIPTS = ("model.js", "charts.js", "images.js", "gallery.js", "app.js")
 _SHOWN = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
@@ -105,7 +105,7 @@ def write_page(
     *,
     original: Callable[[str], str] | None = None,
 ) -> Path:
-    """Writes a report; pictures pass through one by one.
+    """Writes a report; thumbnails pass through one by one.
 
     Args:
         path: The file.
@@ -168,15 +168,15 @@ def _write_data(
     folder: Path,
     original: Callable[[str], str] | None,
 ) -> None:
-    """Writes blocks of pictures, then the facts of all images."""
+    """Writes blocks of thumbnails, then the facts of all images."""
     panels: list[str] = []
     chunk: list[Any] = []
-    with_picture = 0
+    with_thumbnail = 0
     for number, one in enumerate(kept):
         has_panel = one is not None and one.panel and (folder / "heatmaps" / f"{one.panel}.png").is_file()
         panels.append(quote(f"heatmaps/{one.panel}.png") if has_panel and one is not None else "")
         chunk.append(0 if one is None else one.media)
-        with_picture += one is not None
+        with_thumbnail += one is not None
         if len(chunk) == _CHUNK or number == len(rows) - 1:
             file.write(f'<script type="application/json" id="media-{number // _CHUNK}">{_json(chunk)}</script>\n')
             chunk = []
@@ -189,7 +189,7 @@ def _write_data(
             {"name": printable(one.name), "scale": one.scale, "threshold": one.threshold, "curves": one.curves}
             for one in page.groups
         ],
-        "pictures": with_picture,
+        "thumbnails": with_thumbnail,
         "levels": LEVELS,
         "summary": page.summary,
         "rows": {

@@ -1,4 +1,4 @@
-"""Where the pictures of a report wait until it is written: on disk, found again after a kill."""
+"""Where the thumbnails of a report wait until it is written: on disk, found again after a kill."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Kept(NamedTuple):
     """What is kept of an image.
 
     Attributes:
-        media: Its pictures.
+        media: Its thumbnails.
         panel: The name of its heat map, below the folder of heat maps and without suffix; "" for none.
         maximum: Of its map, or None where that is not finite.
         level: The map's median, or None.
@@ -33,12 +33,12 @@ class Kept(NamedTuple):
 
 
 def media_key(category: str, image_id: str, path: str) -> str:
-    """Returns what an image's pictures are found by."""
+    """Returns what an image's thumbnails are found by."""
     return "\0".join((category, image_id, path)).encode(errors="backslashreplace").decode()
 
 
 class MediaStore:
-    """Pictures of a run, in ``parts/report-RANK.jsonl``; of a prediction, which may be continued, in ``report.jsonl``.
+    """Thumbnails of a run, in ``parts/report-RANK.jsonl``; of a prediction, which may go on, in ``report.jsonl``.
 
     The first ``limit`` images of each process are kept, and of the others those that score among the highest thousand
     so far: memory does not grow with the data set.
@@ -58,7 +58,7 @@ class MediaStore:
         self._highest: list[float] = []
 
     def wants(self, score: float) -> bool:
-        """Returns whether the pictures of the next image, which has this score, are to be kept."""
+        """Returns whether the thumbnails of the next image, which has this score, are to be kept."""
         self._count += 1
         if len(self._highest) < _HIGHEST:
             heapq.heappush(self._highest, score)
@@ -69,7 +69,7 @@ class MediaStore:
         return True
 
     def add(self, kept: Iterable[tuple[str, Kept]]) -> None:
-        """Writes pictures; they are on disk when this returns."""
+        """Writes thumbnails; they are on disk when this returns."""
         self._journal.append(
             {"key": key, "media": one.media, "panel": one.panel, "max": one.maximum, "level": one.level}
             for key, one in kept
@@ -97,7 +97,7 @@ class MediaStore:
             part.unlink(missing_ok=True)
 
     def places(self) -> dict[str, int]:
-        """Returns where the pictures of each image are, after :meth:`join`."""
+        """Returns where the thumbnails of each image are, after :meth:`join`."""
         found: dict[str, int] = {}
         offset = 0
         with suppress(FileNotFoundError), (self.parts / "report.jsonl").open("rb") as file:

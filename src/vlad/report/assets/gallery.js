@@ -18,7 +18,7 @@ function filterImages() {
     name: (a, b) => (R.name[a] < R.name[b] ? -1 : R.name[a] > R.name[b] ? 1 : a - b),
   };
   shown = shown.slice().sort(by[order]);
-  const without = everyone.length - facts.pictures > 0 ? `; pictures of ${facts.pictures} are kept` : "";
+  const without = everyone.length - facts.thumbnails > 0 ? `; thumbnails of ${facts.thumbnails} are kept` : "";
   $("shown").textContent = `${shown.length} of ${everyone.length} images${without}`;
   drawn.forEach((element) => element.remove());
   drawn = new Map();
@@ -110,7 +110,7 @@ function openLarge(i, list) {
         picture.src = media.image;
         const cover = holder.querySelector("canvas");
         if (cover) cover.style.cssText = "width:100%;height:100%";
-        note.textContent = "The original is not where it was: this is its small picture (--report.copy keeps originals). ";
+        note.textContent = "The original is not where it was: this is its thumbnail (--report.copy keeps originals). ";
       }
     });
     picture.alt = name;

@@ -1,4 +1,4 @@
-// Pictures: blocks of data that are read when they are first needed, maps in the colours of their scale.
+// Thumbnails: blocks of data that are read when they are first needed, maps in the colours of their scale.
 const blocks = new Map();
 function mediaOf(i) {
   const number = Math.floor(i / facts.chunk);
@@ -32,7 +32,7 @@ function pixelsOf(base64) {
 }
 
 function enlarged(data, factor, read) {
-  // Bilinear values of a picture at a multiple of its size; NaN where nothing was inspected.
+  // Bilinear values of an image at a multiple of its size; NaN where nothing was inspected.
   const [w, h] = [data.width * factor, data.height * factor];
   const values = new Float32Array(w * h);
   const at = (c, r) => read(data.data[4 * (Math.min(data.height - 1, Math.max(0, r)) * data.width + Math.min(data.width - 1, Math.max(0, c)))]);
@@ -111,9 +111,9 @@ function tile(i, list) {
   const media = mediaOf(i);
   const picture = make("div", { class: "picture" });
   if (media) {
-    const inner = { ...media, seen: [1, 1] }; // the small picture shows the part that was seen
+    const inner = { ...media, seen: [1, 1] }; // the thumbnail shows the part that was seen
     picture.append(stack(i, inner, media.image, $("f-maps").checked ? { overlay: true, factor: 1, outline: false } : null).holder);
-  } else picture.append(make("div", { class: "nothing", text: "no picture kept" }));
+  } else picture.append(make("div", { class: "nothing", text: "no thumbnail kept" }));
   const words = make("div", { class: "words" },
     make("div", { text: `${short(R.score[i])}${R.label[i] >= 0 ? ` · ${NAMES[R.label[i]]}` : ""}` }),
     make("div", { text: R.name[i].split("/").slice(-2).join("/") }),
