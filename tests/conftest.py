@@ -17,6 +17,12 @@ def cache(tmp_path_factory):
     os.environ["VLAD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def no_seed(monkeypatch):
+    """No seed of an earlier test: ``seed_everything`` leaves it in the environment."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 def pytest_terminal_summary(terminalreporter):
     """Prints how far each published run was from ours, at most."""
     for one in GOLDENS:

@@ -17,7 +17,7 @@ from vlad.files import write_atomic
 from vlad.migrate import migrate_checkpoint
 from vlad.published import Published, find_checkpoint, locate
 from vlad.sealed import check_seal, checksum
-from vlad.torch_files import load_torch
+from vlad.torch_files import TorchFileError, load_torch
 
 __all__ = [
     "check_loaded",
@@ -114,6 +114,8 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
             f"{path} is refused: it holds Python objects besides tensors, which could run code when loaded; "
             "ask its author for a plain state dict or safetensors"
         ) from error
+    except TorchFileError as error:
+        raise WeightsError(f"{path} is refused: {error}") from error
     except Exception as error:  # zip, safetensors and torch each raise their own kinds on damaged files
         raise WeightsError(f"{path} cannot be read as weights ({type(error).__name__}); is it complete?") from error
     if not isinstance(content, Mapping):

@@ -65,7 +65,7 @@ def load(
         >>> vlad.load("sdp_pluss")
         Traceback (most recent call last):
             ...
-        vlad.errors.RegistryError: no method is named 'sdp_pluss'; did you mean sdp_plus or sdp?
+        vlad.errors.RegistryError: no method is named 'sdp_pluss'; did you mean sdp_plus or crane_plus or sdp?
     """
     from vlad.decision import find_decision
     from vlad.detector import Detector

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["mix", "run_seed", "seed_step", "steps_done"]
 
 
-def run_seed(otherwise: int = 0) -> int:
-    """Returns the seed that ``seed_everything`` has set for the whole run, or another where it was not called."""
+def run_seed() -> int:
+    """Returns the seed that ``seed_everything`` has set for the whole run, or 0 where it was not called."""
     try:
         return int(os.environ["PL_GLOBAL_SEED"])  # where Lightning keeps it, for all processes
     except (KeyError, ValueError):
-        return otherwise
+        return 0
 
 
 def mix(*numbers: int) -> int:

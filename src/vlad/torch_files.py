@@ -9,24 +9,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["load_torch"]
+__all__ = ["TorchFileError", "load_torch"]
 
 _SLACK = 1 << 20  # bytes of a zip archive's own tables, at most
+
+
+class TorchFileError(ValueError):
+    """A file that is refused for what it is, before torch reads it."""
 
 
 def load_torch(path: str | Path) -> object:
     """Reads a file of ``torch.save`` on the CPU with ``weights_only=True``.
 
     Raises:
-        ValueError: It is packed, so that a small file may stand for more than memory holds; ``torch.save`` packs
-            nothing. Or a tensor repeats its few values.
+        TorchFileError: It is a TorchScript archive; or packed, so that a small file may stand for more than memory
+            holds (``torch.save`` packs nothing); or a tensor repeats its few values.
         Exception: Whatever torch raises at a damaged file; ``pickle.UnpicklingError`` where it holds code.
     """
     _refuse_packed(Path(path))
     content = torch.load(path, map_location="cpu", weights_only=True)
     for tensor in _tensors(content, set()):
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} has fewer values in the file")
+            raise TorchFileError(f"a tensor of shape {tuple(tensor.shape)} has fewer values in the file")
     return content
 
 
@@ -35,10 +39,14 @@ def _refuse_packed(path: Path) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+    if any("/code/" in member.filename for member in members):
+        raise TorchFileError(
+            "it is a TorchScript archive, which holds code; save its state dict as safetensors"
+        )
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("it is a packed archive, which torch.save does not write")
+        raise TorchFileError("it is a packed archive, which torch.save does not write")
     if sum(member.file_size for member in members) > path.stat().st_size + _SLACK:
-        raise ValueError("its parts are larger than the file")
+        raise TorchFileError("its parts are larger than the file")
 
 
 def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:

@@ -74,7 +74,7 @@ def test_batches_hold_what_their_type_names_and_no_recipes(mvtec):
     data.setup("fit")
     data.setup("predict")
     assert set(next(iter(data.train_dataloader()))) == names | {"mask", "has_mask", "label"}
-    assert set(next(iter(data.predict_dataloader()))) == names | {"digest", "failed"}
+    assert set(next(iter(data.predict_dataloader()))) == names | {"digest", "failed", "output"}
 
 
 def test_previews_are_small_images_and_masks(tmp_path):

@@ -1,6 +1,7 @@
 """Every record and layout, on a little tree of each: which images, in which split, with which label and mask."""
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_records_of_other_packages(tmp_path, monkeypatch):
     (tmp_path / "broken.toml").write_text("name =")
     names = ("bolts", "taken", "broken", "missing")
     points = [Point(name, str(tmp_path / f"{name}.toml")) for name in names]
-    monkeypatch.setattr(catalog.metadata, "entry_points", lambda group: points)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: points)
     catalog._records.cache_clear()
     try:
         with pytest.warns(UserWarning, match="data set '(broken|missing)' .* is left out") as caught:

@@ -134,7 +134,7 @@ def test_it_is_never_unpickled(tmp_path):
 
 def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "d.json")
-    with pytest.raises(DecisionError, match="no JSON file"):
+    with pytest.raises(DecisionError, match="no regular file"):
         Decision.load(tmp_path / "d.json")
 
 

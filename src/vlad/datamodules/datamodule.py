@@ -73,7 +73,7 @@ class AnomalyDataModule(LightningDataModule):
         images_per_category: int | float | None = None,
         shots: int | None = None,
         references: list[str] | str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         allow_overlap: bool = False,
         fast_jpeg: bool = False,
         intensity_range: list[float] | None = None,
@@ -106,7 +106,7 @@ class AnomalyDataModule(LightningDataModule):
                 data set has none, 8 are held out of its test split and every k, 0 too, is tested on the same rest.
             references: Reference images: a folder (with a sub-folder per category, or of one category), files, or a
                 list of them (.txt, or .csv with image_path and category).
-            seed: Seed of the draws; follows ``seed_everything``.
+            seed: Seed of the draws and of the training order; by default that of ``seed_everything``, else 0.
             allow_overlap: Whether images may be in two parts of the run, such as training and test.
             fast_jpeg: Decode large JPEGs at a fraction of their size, never below one and a half
                 times the method's size: faster, and not to the last bit what published code sees.
@@ -133,6 +133,7 @@ class AnomalyDataModule(LightningDataModule):
         self.predict_sources = predict
         self.locations = Locations(root or os.environ.get("VLAD_DATA") or None, class_name, class_name_style)
         categories = [categories] if isinstance(categories, str) else categories
+        seed = run_seed() if seed is None else seed
         self.selection = Selection(self.sources, self.locations, categories, images_per_category, seed)
         self.batch_size, self.shuffle, self.num_workers = batch_size, shuffle, num_workers
         self.augment, self.textures, self.fast_jpeg = augment, textures, fast_jpeg
@@ -294,7 +295,7 @@ class AnomalyDataModule(LightningDataModule):
             tolerant=part == "predict",
             preview_height=self.preview_height if part in {"test", "predict"} else 0,
             preview_limit=self.preview_limit,
-            seed=run_seed(self.selection.seed),
+            seed=self.selection.seed,
             outputs=part in {"test", "predict"},
         )
 
@@ -308,7 +309,7 @@ class AnomalyDataModule(LightningDataModule):
             batch_size=self.batch_size,
             shuffle=self.shuffle,
             num_workers=self.num_workers,
-            seed=run_seed(self.selection.seed),
+            seed=self.selection.seed,
             trainer=self.trainer,
         )
 

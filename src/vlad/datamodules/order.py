@@ -78,7 +78,7 @@ class TrainingBatches(BatchSampler):
     Examples:
         >>> batches = TrainingBatches(5, 2, seed=0)
         >>> [[one.number for one in batch] for batch in batches], len(batches)
-        ([[0, 2], [1, 3], [4]], 3)
+        ([[1, 3], [0, 4], [2]], 3)
     """
 
     def __init__(

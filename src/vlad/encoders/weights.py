@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlad.errors import BackboneError
-from vlad.torch_files import load_torch
+from vlad.torch_files import TorchFileError, load_torch
 
 __all__ = ["RANDOM", "Source", "find_in_folder", "fingerprint", "load_all", "read_tensors"]
 
@@ -107,20 +106,15 @@ def _read(path: Path) -> object:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*TorchScript archive")  # refused below, in our words
-            return load_torch(path)
+        return load_torch(path)
     except pickle.UnpicklingError as error:
         raise BackboneError(
             f"{path} is refused: it holds Python objects besides tensors, which could run code when loaded; "
             "give a plain state dict or safetensors"
         ) from error
+    except TorchFileError as error:
+        raise BackboneError(f"{path} is refused: {error}") from error
     except Exception as error:  # zip, safetensors and torch each raise their own kinds on damaged files
-        if "TorchScript" in str(error):
-            raise BackboneError(
-                f"{path} is refused: it is a TorchScript archive, which holds code; save its state_dict() as "
-                "safetensors first"
-            ) from error
         raise BackboneError(f"{path} cannot be read as weights ({type(error).__name__}); is it complete?") from error
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlad.checkpoint import hyperparameters, read_file
 from vlad.errors import WeightsError
 from vlad.published import InRepository, Published, find_checkpoint, locate
-from vlad.torch_files import load_torch
+from vlad.torch_files import TorchFileError, load_torch
 
 __all__ = ["PUBLISHED", "published_state", "read_published", "read_settings"]
 
@@ -106,6 +106,8 @@ def _load(file: Path) -> Any:
             f"{file} is refused: it holds other Python objects than the modules of AF-CLIP, which could run code when "
             "loaded; save its tensors as safetensors, named state_prompt_embedding and adaptor.attention.*"
         ) from error
+    except TorchFileError as error:
+        raise WeightsError(f"{file} is refused: {error}") from error
     except Exception as error:  # zip and torch each raise their own kinds on damaged files
         raise WeightsError(f"{file} cannot be read as weights ({type(error).__name__}); is it complete?") from error
 
