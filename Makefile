@@ -30,5 +30,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "vlad needs Python 3.11 or newer; give it as: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): PyTorch alone is several GB, this takes minutes"
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[parquet,test]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[parquet,export,app,serve,test]"
 	@touch $(INSTALLED)

@@ -40,9 +40,7 @@ def _refuse_packed(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     if any("/code/" in member.filename for member in members):
-        raise TorchFileError(
-            "it is a TorchScript archive, which holds code; save its state dict as safetensors"
-        )
+        raise TorchFileError("it is a TorchScript archive, which holds code; save its state dict as safetensors")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise TorchFileError("it is a packed archive, which torch.save does not write")
     if sum(member.file_size for member in members) > path.stat().st_size + _SLACK:
