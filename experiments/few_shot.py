@@ -24,6 +24,8 @@ from vlad.methods.base import Method
 
 METRICS = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP", "pixel_auroc": "pixel AUROC", "pixel_aupro": "PRO"}
 AUXILIARY = ["--data.train", "synthetic_aux", "--trainer.max_epochs", "1"]
+TWO_STAGES = ["--data.train", "synthetic_aux", "--trainer.max_epochs", "2"]
+ALL_LAYERS = {"layers": [3, 6, 9, 12]}
 # name -> settings that fit vlad-tiny, and how it is trained
 METHODS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "sdp": ({"sigma": 3}, []),
@@ -33,12 +35,21 @@ METHODS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"sigma": 3, "full_size": 128, "synthesis": {"recipe": "mixed"}},
         ["--data.train", "synthetic", "--trainer.max_epochs", "1"],
     ),
-    "april_gan": ({"sigma": 3, "layers": [3, 6, 9, 12]}, AUXILIARY),
+    "april_gan": ({"sigma": 3, **ALL_LAYERS}, AUXILIARY),
     "anomalyclip": ({"sigma": 3}, AUXILIARY),
     "winclip": ({"scales": [4, 6]}, []),
     "patch_memory": ({"sigma": 3, "layers": [3, 6]}, []),
+    "af_clip": ({"sigma": 3, "lr": 1e-3, **ALL_LAYERS}, AUXILIARY),
+    "faprompt": ({"sigma": 3}, AUXILIARY),
+    "crane": ({"sigma": 3}, AUXILIARY),
+    "crane_plus": ({"sigma": 3, "dino": "vlad-tiny"}, AUXILIARY),
+    "aa_clip": ({"text_epochs": 1, **ALL_LAYERS}, TWO_STAGES),
+    "anomalydino": ({"sigma": 3}, []),
+    "musc": ({"sigma": 3}, []),
+    "bayes_pfl": ({"sigma": 3, "samples": 3, "prompt_epochs": 1, "lr": 2e-3, **ALL_LAYERS}, TWO_STAGES),
+    "mrad": ({"sigma": 3, "variant": "ft"}, AUXILIARY),
+    "visualad": ({"sigma": 3, **ALL_LAYERS}, AUXILIARY),
 }
-NEEDS_REFERENCES = {"patch_memory"}
 TINY = {"backbone": "vlad-tiny", "pretrained": None, "image_size": 96}
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--data.num_workers", "0"]
 
@@ -107,11 +118,13 @@ def main() -> None:
     results = json.loads(store.read_text()) if store.exists() else {}
     for name in options.methods:
         wanted = [(k, draw) for k in options.shots for draw in range(options.draws if k else 1)]
-        wanted = [(k, draw) for k, draw in wanted if k or name not in NEEDS_REFERENCES]
         missing = [(k, draw) for k, draw in wanted if f"{name} {k} {draw}" not in results]
         if missing:
             method = build(name, options.out.parent / "few_shot")
+            tags = method.tags
             for k, draw in missing:
+                if not (tags.takes_references if k else not tags.needs_references):
+                    continue
                 results[f"{name} {k} {draw}"] = measure(method, data, k, draw)
                 write_json(store, results)
         write_text(options.out, table(results, options.methods, options.shots, options.draws))

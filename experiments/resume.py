@@ -25,7 +25,8 @@ from vlad.checkpoint import read_checkpoint
 from vlad.cli import main as vlad_main
 from vlad.runs.pointers import newest_first
 
-METHODS = ("sdp_plus", "adaclip", "clip_ada", "anomalyclip", "april_gan", "af_clip")
+METHODS = ("sdp_plus", "adaclip", "clip_ada", "anomalyclip", "april_gan", "af_clip", "faprompt", "crane",
+           "crane_plus", "aa_clip", "bayes_pfl", "mrad", "visualad")  # fmt: skip
 CONFIG = {
     "*": ["--model.backbone", "vlad-tiny", "--data.train", "{name: synthetic_aux, categories: [striped_disc, skin]}",
           "--data.batch_size", "8", "--model.image_size", "96",
@@ -33,6 +34,11 @@ CONFIG = {
     "adaclip": ["--model.depth", "2"],
     "april_gan": ["--model.layers", "[3, 6, 9, 12]"],
     "af_clip": ["--model.layers", "[3, 6, 9, 12]"],
+    "visualad": ["--model.layers", "[3, 6, 9, 12]"],
+    "aa_clip": ["--model.layers", "[3, 6, 9, 12]", "--model.text_epochs", "2"],
+    "bayes_pfl": ["--model.layers", "[3, 6, 9, 12]", "--model.samples", "3", "--model.prompt_epochs", "2"],
+    "crane_plus": ["--model.dino", "vlad-tiny"],
+    "mrad": ["--model.variant", "ft"],
     "clip_ada": ["--model.full_size", "128", "--model.synthesis.recipe", "mixed"],
 }  # fmt: skip
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",

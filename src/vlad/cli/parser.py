@@ -5,20 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any, ClassVar
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from vlad.callbacks.decide import Decide
-from vlad.callbacks.evaluator import Evaluator
-from vlad.callbacks.features import CachedFeatures
-from vlad.callbacks.heatmaps import HeatMaps
-from vlad.callbacks.maps import RawMaps
-from vlad.callbacks.references import References
-from vlad.callbacks.report import Report
 from vlad.cli.messages import short_error
 from vlad.cli.names import PARSED_VERB
+from vlad.cli.options import FLAGS, SECTIONS
 from vlad.cli.values import protect
 from vlad.cli.verbs import OPTIONS, VERBS, foreign
 from vlad.datamodules import AnomalyDataModule, Source
@@ -27,16 +22,14 @@ from vlad.methods.base import Method
 
 __all__ = ["CALLBACKS", "VerbCLI", "VladParser"]
 
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
 # section of options -> the callback that has them
-CALLBACKS: dict[str, Any] = {
-    "metrics": Evaluator,
-    "references": References,
-    "features": CachedFeatures,
-    "decisions": Decide,
-    "heatmaps": HeatMaps,
-    "maps": RawMaps,
-    "report": Report,
-}
+CALLBACKS: dict[str, Any] = {section: _class(path) for section, path in SECTIONS.items()}
 
 
 def _subclasses(cls: type) -> list[type]:
@@ -120,11 +113,7 @@ class VerbCLI(LightningCLI):
             if section not in skipped:
                 parser.add_lightning_class_args(callback, section)
         parser.add_argument("--output", type=str | None, default=None, help="The run folder; by default a new one.")
-        flags = {
-            "allow_untrained": "Score with a method that was not trained, for experiments.",
-            "fail_on_anomaly": "End with status 4 where an image is decided to be anomalous.",
-        }
-        for name, text in flags.items():
+        for name, text in FLAGS.items():
             if name not in skipped:
                 parser.add_argument(f"--{name}", type=bool, default=False, help=text)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=lambda seed: seed if type(seed) is int else 0)
