@@ -89,12 +89,12 @@ def anomalib_aupro(maps: np.ndarray, masks: np.ndarray) -> None:
 def adeval_streaming(maps: np.ndarray, masks: np.ndarray) -> None:
     if not hasattr(np, "trapz"):
         setattr(np, "trapz", np.trapezoid)  # noqa: B010 - adeval 1.1 was written for NumPy 1
-    from adeval import EvalAccumulatorCuda
+    from adeval import EvalAccumulator
 
-    accumulator = EvalAccumulatorCuda(0.0, 1.0, 0.0, 1.0, skip_pixel_aupro=False, nstrips=200)
-    for i in range(len(maps)):
-        score = torch.from_numpy(maps[i : i + 1])
-        accumulator.add_anomap_batch(score, torch.from_numpy(masks[i : i + 1]).to(torch.uint8))
+    accumulator = EvalAccumulator(0.0, 1.0, 0.0, 1.0, skip_pixel_aupro=False, nstrips=200)
+    for score, mask in zip(maps, masks, strict=True):
+        accumulator.add_anomap(score, mask.astype(np.uint8))
+    accumulator.add_image(np.array([0.0, 1.0]), np.array([0, 1]))  # it has no summary without image scores
     accumulator.summary()
 
 

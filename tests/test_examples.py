@@ -27,12 +27,14 @@ from vlad.cli.help import HELP
 from vlad.cli.parser import VladParser, _known_options
 from vlad.cli.results import _EXAMPLES as PUBLISHED
 from vlad.cli.verbs import OPTIONS, VERBS
+from vlad.offline import save
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WORDS = {"DATA": "data", "IMAGES": "photos/", "GOOD_IMAGES": "good/", "PATH": "photos/", "FOLDER": "photos/"}
 NETWORK = {  # part of a command -> why it is only parsed
     "data get btad": "downloads a data set",
+    "weights get": "downloads weights",
     "--model.weights": "reads the authors' weights, which are downloaded",
 }
 BACKBONE = ["--model.backbone", "vlad-tiny"]
@@ -97,6 +99,7 @@ def everything(tmp_path_factory):
         for i in range(count):
             write_picture(root / folder / f"{i}.png", seed=zlib.crc32(f"{folder}{i}".encode()))
     shutil.copytree(root / "my_parts", root / "parts", ignore=lambda *_: {"train"})
+    save({}, root / "weights")
     (root / "parts.csv").write_text("image_path,label\nphotos/0.png,good\nphotos/1.png,bad\n")
     (root / "plan.yaml").write_text(
         "datasets: [mvtec_ad]\nshots: [0, 1]\ncommon: {model: {backbone: vlad-tiny}, data: {num_workers: 0}}\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vlad.errors import WeightsError, nearest
 from vlad.files import cache_folder, write_atomic
+from vlad.offline import fetched
 from vlad.runs.pointers import LATEST, checkpoint_of, newest_first, resolve_run
 
 __all__ = ["InRepository", "Published", "find_checkpoint", "locate"]
@@ -39,12 +40,20 @@ class Published:
         folder = "" if self.kind == "model" else f"{self.kind}s/"
         return f"https://huggingface.co/{folder}{self.repo}/resolve/main/{self.file}"
 
+    @property
+    def key(self) -> str:
+        """What the file is called in a folder of weights (:mod:`vlad.offline`)."""
+        return f"{self.kind}:{self.repo}/{self.file}"
+
     def fetch(self) -> Path:
         """Returns the file, from the hub's own cache where it is, else downloaded; its checksum is right.
 
         Raises:
             WeightsError: It cannot be had, or is another file than published.
         """
+        return fetched(self.key, self._download)
+
+    def _download(self) -> Path:
         from huggingface_hub import hf_hub_download
 
         try:
@@ -86,12 +95,8 @@ class InRepository(Published):
         host = os.environ.get("VLAD_GITHUB_RAW") or "https://raw.githubusercontent.com"
         return f"{host}/{self.repo}/{self.commit}/{self.file}"
 
-    def fetch(self) -> Path:
-        """Returns the file, from vlad's cache where it is, else downloaded; its content is the one committed.
-
-        Raises:
-            WeightsError: It cannot be had, or is another file than committed.
-        """
+    def _download(self) -> Path:
+        """Returns the file, from vlad's cache where it is, else downloaded; its content is the one committed."""
         target = cache_folder() / "weights" / self.repo / self.commit[:12] / self.file
         if target.is_file() and self._is_committed(target.read_bytes()):
             return target

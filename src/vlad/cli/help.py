@@ -11,6 +11,7 @@ _METHOD = {
     "--model.image_size N": "side of the images in pixels, as the method sees them",
 }
 _DATA = "a name of vlad datasets, a folder with good/ and bad/, or a table"
+_TILED = {"--tile N": "score large images by tiles of N pixels, at their own resolution (docs/tiling.md)"}
 _LABELLED = {
     "--data.root DIR": "the folder that holds the data sets (or VLAD_DATA)",
     "--data.categories A,B": "these categories alone",
@@ -18,6 +19,7 @@ _LABELLED = {
     "--references PATH": "compare with your own good images",
 }
 _MACHINE = {
+    "--weights-dir DIR": "weights from a folder of vlad weights get, none from a network",
     "--data.batch_size N": "images at a time (8)",
     "--trainer.accelerator A": "cpu, gpu, …; --trainer.devices 2 for two processes",
     "--trainer.precision P": "32-true, 16-mixed, bf16-mixed, …",
@@ -28,7 +30,7 @@ HELP: dict[str, tuple[str, list[tuple[str, dict[str, str]]], list[str]]] = {
     "predict": (
         "vlad predict PATH … [options]       score your own images: folders, files, patterns or a table",
         [
-            ("method", {**_METHOD, "--model NAME": "vlad methods lists them; sdp by default"}),
+            ("method", {**_METHOD, "--model NAME": "vlad methods lists them; sdp by default", **_TILED}),
             (
                 "images",
                 {
@@ -58,7 +60,7 @@ HELP: dict[str, tuple[str, list[tuple[str, dict[str, str]]], list[str]]] = {
     "test": (
         "vlad test --data.test DATA [options]       metrics, scores and heat maps on images of known label",
         [
-            ("method", _METHOD),
+            ("method", {**_METHOD, **_TILED}),
             (
                 "data",
                 {

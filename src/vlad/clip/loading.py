@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vlad.encoders.weights import RANDOM, Source, find_in_folder, load_all, read_tensors
 from vlad.errors import BackboneError, nearest
+from vlad.offline import fetched
 
 if TYPE_CHECKING:
     from vlad.clip.numerics import Numerics
@@ -118,13 +119,14 @@ def _find_weights(name: str, where: str, pretrained: str | None, tag: str | None
     if where.startswith("hf-hub:"):
         from open_clip.pretrained import download_pretrained_from_hf
 
-        return Source(name, Path(download_pretrained_from_hf(where.removeprefix("hf-hub:"))))
+        return Source(name, fetched(name, lambda: Path(download_pretrained_from_hf(where.removeprefix("hf-hub:")))))
     if tag is None:
         assert pretrained is not None  # _check_names refuses it
         return Source(Path(pretrained).name, Path(pretrained))
     import open_clip
 
-    return Source(tag, Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))))
+    config = open_clip.get_pretrained_cfg(name, tag)
+    return Source(tag, fetched(f"open_clip:{name}:{tag}", lambda: Path(open_clip.download_pretrained(config))))
 
 
 def _own_names(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vlad.encoders.positions import PositionCache, resize_positions
 from vlad.encoders.protocol import patch_grid
 from vlad.encoders.weights import RANDOM, Source, find_in_folder, fingerprint, load_all, read_tensors
-from vlad.errors import BackboneError, nearest
+from vlad.errors import BackboneError, WeightsError, nearest
+from vlad.offline import fetched
 from vlad.types import Features
 
 if TYPE_CHECKING:
@@ -222,7 +223,9 @@ def _download(model: Any, name: str) -> Source:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Source(repository, Path(hf_hub_download(repository, file)))
+        return Source(repository, fetched(f"timm:{repository}/{file}", lambda: Path(hf_hub_download(repository, file))))
+    except WeightsError:
+        raise
     except Exception as error:  # the hub's client raises dozens of kinds, and its network library more
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BackboneError(
