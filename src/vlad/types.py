@@ -65,6 +65,7 @@ class Batch(TypedDict, total=False):
         preview: The image at the height of a heat map, uint8 RGB (h, w, 3) each; only where heat maps are drawn.
         mask_preview: The mask at that size, bool (h, w) each; only where heat maps are drawn.
         digest: SHA-256 of the image file (B strings); only in prediction.
+        tiles: So many tiles of a whole image are scored together; see :mod:`vlad.tiling`.
         failed: Row and reason of the images that cannot be read, ``(index, reason)`` each; only in prediction. They
             are in none of the other lists, and a batch may hold no image at all.
     """
@@ -88,6 +89,7 @@ class Batch(TypedDict, total=False):
     preview: list[Tensor]
     mask_preview: list[Tensor]
     digest: list[str]
+    tiles: int
     failed: list[tuple[int, str]]
 
 
@@ -139,7 +141,7 @@ class Scores(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a method says of a batch; higher means more anomalous.
+    """Anomaly maps and image scores of a batch; higher means more anomalous.
 
     Attributes:
         anomaly_map: Anomaly map, smoothed as the published evaluation does (B, H, W), float32.
@@ -205,14 +207,14 @@ class Preprocess:
         std: Normalisation standard deviation per RGB channel.
         aspect: ``squash`` resizes to a square, as the published CLIP-based methods do; ``keep`` keeps the aspect
             ratio and cuts what ``multiple`` leaves over at the right and at the bottom (AnomalyDINO). Both with PIL's
-            bicubic filter.
+            bicubic filter. ``whole`` leaves the image as it is, uint8, one to a batch; see :mod:`vlad.tiling`.
         multiple: With ``keep``: both sides become multiples of this, the patch size.
     """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    aspect: Literal["squash", "keep"] = "squash"
+    aspect: Literal["squash", "keep", "whole"] = "squash"
     multiple: int = 1
 
 
