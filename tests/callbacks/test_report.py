@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from trees import small_data
 
 from vlad.callbacks import Evaluator, HeatMaps, Predictions, Report, Results
-from vlad.errors import MethodError, OptionError
+from vlad.errors import DataError, MethodError, OptionError
 from vlad.types import Prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -66,6 +66,28 @@ def test_heat_maps_are_linked_and_share_their_colours(mvtec, tmp_path):
     assert all((out / panel).is_file() for panel in found["rows"]["panel"])
     scale = json.loads((out / "heatmaps/scale.json").read_text())
     assert found["groups"][0]["scale"] == [scale["floor"], scale["low"], scale["high"]]
+
+
+def test_images_are_ordered_by_how_differently_another_run_ranks_them(mvtec, tmp_path):
+    with pytest.raises(DataError, match="first is not there"):
+        Report(against=str(tmp_path / "first"))
+    data = small_data(mvtec, test="mvtec_ad")
+    run_test(tmp_path / "first", data)
+    run_test(tmp_path / "same", data, Report(against=str(tmp_path / "first")))
+    rows = facts(tmp_path / "same")[0]["rows"]
+    assert rows["above"] == rows["other_above"]
+    assert all(0 <= share <= 1 for share in rows["above"])
+    scores = pd.read_csv(tmp_path / "first/test_scores.csv").assign(image_score=lambda frame: -frame["image_score"])
+    (tmp_path / "turned").mkdir()
+    scores.to_csv(tmp_path / "turned/test_scores.csv", index=False)
+    run_test(tmp_path / "against", data, Report(against=str(tmp_path / "turned")))
+    found = facts(tmp_path / "against")[0]
+    assert found["against"] == str(tmp_path / "turned")
+    assert found["rows"]["above"] == rows["above"] != found["rows"]["other_above"]
+    scores.iloc[1:].to_csv(tmp_path / "turned/test_scores.csv", index=False)
+    with pytest.raises(DataError, match="have not tested the same images"):
+        run_test(tmp_path / "others", data, Report(against=str(tmp_path / "turned")))
+    assert (tmp_path / "others/test_scores.csv").is_file()
 
 
 def test_limit_keeps_counts_and_drops_thumbnails(mvtec, tmp_path, monkeypatch):

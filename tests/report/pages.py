@@ -46,5 +46,6 @@ def write_report(folder, rows, groups=("bottle",), *, verb="test", thresholds=No
         card or {"Run": [("command", "vlad test <b>")]},
         [("images", str(len(rows)))],
         options.get("notes", ()),
+        options.get("against", ""),
     )
     return write_page(folder / "report.html", page, rows, lambda: store.read(places.get(key) for key in keys))

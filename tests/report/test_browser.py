@@ -174,6 +174,17 @@ def test_images_open_large_and_are_walked_through_by_keys(page):
     page.browser.get_log("browser")
 
 
+def test_images_that_another_run_ranks_differently_come_first(browser, tmp_path):
+    above = [(0.0, 0.25), (0.5, 0.5), (1.0, 0.0), (None, None)]
+    rows = [Row(0, f"{i}", f"images/{i}.tif", 1, float(i), above=a, other_above=b) for i, (a, b) in enumerate(above)]
+    reader = Reader(browser, write_report(tmp_path, rows, against="runs/<b>"))
+    reader.filter(order="differs")
+    assert reader.tiles() == [2, 0, 1, 3]
+    reader.run("document.querySelector('#grid .tile').click()")
+    assert "100.0 % here, 0.0 % in runs/<b>" in reader.text("large-facts")
+    assert reader.errors() == []
+
+
 def test_curves_of_one_category_have_the_operating_point(page):
     assert page.run("return document.querySelectorAll('#charts .point').length") == 0
     page.set("group", 0)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,9 +33,14 @@ from vlad.names import output_names
 from vlad.registry import discover
 from vlad.report import Group, MediaStore, Page, encode_media, write_page
 from vlad.report.card import protocol_card
-from vlad.report.content import Content, content_of_prediction, content_of_test
+from vlad.report.content import Content, compare_rows, content_of_prediction, content_of_test
 from vlad.report.store import Kept, media_key
+from vlad.results.compare import read_scores
+from vlad.runs.pointers import resolve_run
 from vlad.types import Batch, Prediction
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Report"]
 
@@ -51,7 +56,9 @@ class Report(PerImage):
     docs/report.md.
     """
 
-    def __init__(self, enabled: bool = True, copy: bool = False, limit: int = 10_000) -> None:
+    def __init__(
+        self, enabled: bool = True, copy: bool = False, limit: int = 10_000, against: str | None = None
+    ) -> None:
         """Chooses whether there is a page, and what is in it.
 
         Args:
@@ -59,14 +66,19 @@ class Report(PerImage):
             copy: Whether the original images are copied into the run folder (``originals/``), so that the folder can
                 be moved elsewhere; else they are linked where they are.
             limit: Images that are shown; of more the first ones, and those of the highest scores. All are counted.
+            against: Run folder of another test of the same images: the gallery can be ordered by how differently the
+                two rank an image.
 
         Raises:
+            DataError: No test has been run there.
             OptionError: A number is out of its range.
         """
         if limit < 1:
             raise OptionError(f"report.limit is {limit}: give 1 or more, or --report.enabled false for no report")
         super().__init__()
-        self.enabled, self.copy, self.limit = enabled, copy, limit
+        self.enabled, self.copy, self.limit, self.against = enabled, copy, limit, against
+        if against is not None:
+            self._other()  # told here, and not once everything has been scored
         self._store: MediaStore | None = None
         self._problem: OutputError | None = None
         self._began = time.monotonic()
@@ -140,6 +152,8 @@ class Report(PerImage):
             Group(name, (scale.floor, scale.low, scale.high), found.thresholds.get(key), found.curves.get(key, {}))
             for key, name, scale in zip(found.groups, found.names, scales, strict=True)
         ]
+        if tested and self.against is not None:
+            compare_rows(found, read_scores(folder), self._other())
         record = _read_json(folder / "run.json")
         page = Page(
             f"{'Test' if tested else 'Prediction'}: {_method_name(trainer)} on {found.data}",
@@ -150,12 +164,17 @@ class Report(PerImage):
             protocol_card(record, _settings(trainer), _data(trainer), self._evaluation(trainer)),
             found.summary,
             found.notes,
+            self.against if tested and self.against else "",
         )
         original = partial(_linked, originals)
         write_page(folder / _FILE, page, found.rows, lambda: store.read(wanted), original=original)
         if tested:
             store.clear()
         print(f"report: {folder / _FILE}", flush=True)
+
+    def _other(self) -> pd.DataFrame:
+        """Returns the scores of the run that this one is compared with."""
+        return read_scores(Path(resolve_run(str(self.against))))
 
     def _evaluation(self, trainer: Trainer) -> dict[str, Any]:
         """Returns how was measured, and what it took."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vlad.report.page import Row
 from vlad.report.store import media_key
 from vlad.results.beside import Beside, describe_beside
+from vlad.results.compare import disagreements
 from vlad.results.metrics import metrics_table, published_table
 from vlad.results.tables import Table, heading, percent
 from vlad.table import plain_text
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from vlad.metrics.results import EvaluationResult
 
-__all__ = ["Content", "content_of_prediction", "content_of_test"]
+__all__ = ["Content", "compare_rows", "content_of_prediction", "content_of_test"]
 
 _TEXTS = ("category", "path", "image_id", "error")
 _MAIN = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_aupro")
@@ -107,6 +108,28 @@ def content_of_test(result: EvaluationResult, images: pd.DataFrame, published: S
     if result.transductive:
         found.notes.append("Transductive: a score here depends on the other images of its category.")
     return found
+
+
+def compare_rows(found: Content, own: pd.DataFrame, other: pd.DataFrame) -> None:
+    """Adds to the rows of a test how the images rank among normal ones, in it and in another test of theirs.
+
+    Args:
+        found: The content, which is changed.
+        own: Scores of the test, as :func:`vlad.results.compare.read_scores` gives them.
+        other: Those of the other one.
+
+    Raises:
+        DataError: The other test had other images or labels.
+    """
+    ranks = {
+        ("/".join(dict.fromkeys((str(row["dataset"]), str(row["category"])))), str(row["image_id"])): row
+        for row in disagreements(own, other).to_dict("records")
+    }
+    for place, row in enumerate(found.rows):
+        rank = ranks.get((found.groups[row.group], row.name))
+        if rank is not None:
+            above, other_above = _number(rank["above_a"]), _number(rank["above_b"])
+            found.rows[place] = row._replace(above=above, other_above=other_above if above is not None else None)
 
 
 def _mean(result: EvaluationResult, name: str) -> float:

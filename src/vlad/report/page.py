@@ -43,6 +43,8 @@ class Row(NamedTuple):
         p_value: Share of normal calibration images that score at least as high, or None.
         decision: ``normal``, ``anomalous`` or "".
         error: Why it could not be scored, or "".
+        above: Share of the category's normal images that score at least as high; None where it is not compared.
+        other_above: The same in the run that this one is compared with.
     """
 
     group: int
@@ -53,6 +55,8 @@ class Row(NamedTuple):
     p_value: float | None = None
     decision: str = ""
     error: str = ""
+    above: float | None = None
+    other_above: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Page:
         card: Sections of the protocol card: lines of a name and a text.
         summary: Figures at the top: a name and a text.
         notes: Sentences below the title.
+        against: The run that this one is compared with, or "".
     """
 
     title: str
@@ -95,6 +100,7 @@ class Page:
     card: Mapping[str, Sequence[tuple[str, str]]]
     summary: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
+    against: str = ""
 
 
 def write_page(
@@ -181,7 +187,7 @@ def _write_data(
             file.write(f'<script type="application/json" id="media-{number // _CHUNK}">{_json(chunk)}</script>\n')
             chunk = []
     links = [_link(original(row.path) if original else row.path, folder) for row in rows]
-    facts = {
+    facts: dict[str, Any] = {
         "verb": page.verb,
         "chunk": _CHUNK,
         "palette": colorize(np.linspace(0, 1, 256)[None])[0].ravel().tolist(),
@@ -204,7 +210,10 @@ def _write_data(
             "decision": [row.decision for row in rows],
             "error": [printable(row.error) for row in rows],
         },
+        "against": printable(page.against),
     }
+    if page.against:
+        facts["rows"] |= {name: [getattr(row, name) for row in rows] for name in ("above", "other_above")}
     file.write(f'<script type="application/json" id="facts">{_json(facts)}</script>\n')
 
 

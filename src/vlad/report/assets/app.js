@@ -9,6 +9,7 @@ options($("f-error"), [
   ...(isTest ? [["any", "errors"], ["false alarm", "false alarms"], ["miss", "misses"], ["none", "no error"]] : []),
   ["flips", "flips with the threshold"],
 ]);
+if (facts.against) $("f-order").append(make("option", { value: "differs", text: `ranked most differently by ${facts.against}` }));
 $("group").value = String(state.group);
 if (!everyone.some((i) => R.label[i] >= 0)) $("f-label").parentElement.hidden = true;
 

@@ -3,6 +3,9 @@ const [TILE_W, TILE_H] = [140, 180];
 let shown = [];
 let drawn = new Map();
 
+// How differently two runs rank an image among its category's normal ones; -1 where one of them has no score.
+const gap = (i) => (R.other_above[i] === null ? -1 : Math.abs(R.above[i] - R.other_above[i]));
+
 function filterImages() {
   const [group, label, decision, error, order] = ["f-group", "f-label", "f-decision", "f-error", "f-order"].map((id) => $(id).value);
   const part = $("f-name").value.toLowerCase();
@@ -15,6 +18,7 @@ function filterImages() {
     high: (a, b) => R.score[b] - R.score[a] || a - b,
     low: (a, b) => R.score[a] - R.score[b] || a - b,
     near: (a, b) => Math.abs(margin(a)) - Math.abs(margin(b)) || a - b,
+    differs: (a, b) => gap(b) - gap(a) || a - b,
     name: (a, b) => (R.name[a] < R.name[b] ? -1 : R.name[a] > R.name[b] ? 1 : a - b),
   };
   shown = shown.slice().sort(by[order]);
@@ -98,6 +102,8 @@ function openLarge(i, list) {
     R.p[i] === null ? "" : `p-value ${short(R.p[i])}`,
     R.label[i] >= 0 ? `label ${NAMES[R.label[i]]}` : "",
     errorOf(i),
+    facts.against && R.other_above[i] !== null
+      ? `normal images that score as high: ${share(R.above[i], 1)} here, ${share(R.other_above[i], 1)} in ${facts.against}` : "",
   ].filter(Boolean).join(" · ");
   const views = [];
   const figure = (name, element) => views.push(make("figure", {}, make("figcaption", { text: name }), element));
