@@ -64,6 +64,8 @@ class Batch(TypedDict, total=False):
             all of it, but for what ``Preprocess.aspect == "keep"`` cuts off.
         preview: The image at the height of a heat map, uint8 RGB (h, w, 3) each; only where heat maps are drawn.
         mask_preview: The mask at that size, bool (h, w) each; only where heat maps are drawn.
+        own_mask: The mask at the image's own resolution, of the part that the map covers, bool (h, w) each; only where
+            pixels are measured there.
         digest: SHA-256 of the image file (B strings); only in prediction.
         tiles: So many tiles of a whole image are scored together; see :mod:`vlad.tiling`.
         failed: Row and reason of the images that cannot be read, ``(index, reason)`` each; only in prediction. They
@@ -88,6 +90,7 @@ class Batch(TypedDict, total=False):
     seen_size: Tensor
     preview: list[Tensor]
     mask_preview: list[Tensor]
+    own_mask: list[Tensor]
     digest: list[str]
     tiles: int
     failed: list[tuple[int, str]]

@@ -1,9 +1,11 @@
 """The Evaluator with a real trainer and small modules that return predictions; no method and no CLIP takes part."""
 
 import itertools
+import json
 import os
 import socket
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -11,10 +13,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from metrics.samples import batch_of, prediction_for
+from PIL import Image
+from tests_support import write_picture
+from trees import small_data
 
 from vlad.callbacks.evaluator import Evaluator
-from vlad.errors import DataError, MethodError, VladError
-from vlad.metrics import Evaluation
+from vlad.callbacks.results import Results
+from vlad.errors import DataError, MethodError, OptionError, VladError
+from vlad.metrics import Evaluation, PixelMetrics
 from vlad.types import Features, Prediction, Tags
 
 
@@ -301,3 +307,44 @@ def test_two_processes(tmp_path):
     assert scores == pytest.approx(right.images["image_score"].tolist())  # nine: the tenth is the sampler's repetition
     assert logged["test/pixel_auroc"] == pytest.approx(right.mean["pixel_auroc"], abs=1e-6)
     assert (checkpoint, epoch) == ("epoch=0.ckpt", 2)
+
+
+def test_pixels_are_compared_at_the_images_own_resolution_where_that_is_asked_for(tmp_path, capsys):
+    """A defect of two pixels is lost at the method's size, and found where the image is looked at as it is."""
+    for name in ("good/0", "good/1", "bad/0", "bad/1"):
+        write_picture(tmp_path / f"own/{name}.png", size=(120, 80))
+        mask = np.zeros((80, 120), np.uint8)
+        mask[10:12, 20:22] = 255
+        if name.startswith("bad"):
+            (tmp_path / "own/masks").mkdir(exist_ok=True)
+            Image.fromarray(mask).save(tmp_path / f"own/masks/{name[-1]}.png")
+
+    class Marks(LightningModule):
+        def test_step(self, batch):
+            maps = torch.zeros(len(batch["image"]), 32, 32)
+            maps[batch["label"] == 1, 4, 5] = 1
+            return Prediction(maps, maps.amax((1, 2)), maps)
+
+    found = {}
+    for resolution in ("method", "own"):
+        data = small_data(tmp_path, test=str(tmp_path / "own"))
+        module = Marks()
+        trainer(Evaluator(resolution=resolution), Results(), default_root_dir=tmp_path / resolution).test(
+            module, data, verbose=False
+        )
+        found[resolution] = json.loads((tmp_path / resolution / "test_metrics.json").read_text())
+        assert found[resolution]["resolution"] == resolution
+    assert "pixel metrics at each image's own resolution" in capsys.readouterr().out
+    assert found["method"]["mean"].get("pixel_auroc") is None  # no pixel of the small mask is left
+    upsampled = torch.nn.functional.interpolate(
+        torch.eye(1024)[4 * 32 + 5].view(1, 1, 32, 32), (80, 120), mode="bilinear"
+    )
+    truth = torch.zeros(2, 80, 120, dtype=torch.bool)
+    truth[1, 10:12, 20:22] = True
+    metric = PixelMetrics()
+    metric.update(torch.cat([torch.zeros(1, 80, 120), upsampled[0]]), truth)
+    assert found["own"]["mean"]["pixel_auroc"] == pytest.approx(float(metric.compute()["auroc"]))
+    with pytest.raises(OptionError, match="method or own"):
+        Evaluator(resolution="full")
+    with pytest.raises(MethodError, match="data module"):
+        trainer(Evaluator(resolution="own")).test(Module(), loader(), verbose=False)

@@ -38,6 +38,7 @@ class Evaluator(Callback):
         evaluation_protocol: str = "mvtec",
         recalls: Sequence[float] = (0.95,),
         columns: Sequence[str] | None = None,
+        resolution: Literal["method", "own"] = "method",
     ) -> None:
         """Chooses what is measured and how pixels are counted.
 
@@ -50,9 +51,11 @@ class Evaluator(Callback):
             recalls: Recalls at which the false-positive rate is told: ``image_fpr_at_0.95``, ``pixel_fpr_at_0.95``.
             columns: Columns of the table that is printed, such as image_auroc and pixel_aupimo; by default all but
                 AUPIMO, IoU-max and false-positive rates, which files and report have.
+            resolution: Where pixels are compared: at the size that the method sees, as the papers do, or at each
+                image's own, to which maps are upsampled (bilinear).
 
         Raises:
-            OptionError: A rate is out of range.
+            OptionError: A rate is out of range, or there is no such resolution.
         """
         if not pro_limits or not all(0 < limit <= 1 for limit in pro_limits):
             raise OptionError(
@@ -60,10 +63,25 @@ class Evaluator(Callback):
             )
         if not all(0 < recall <= 1 for recall in recalls):
             raise OptionError(f"metrics.recalls are shares above 0 and up to 1, not {list(recalls)}")
+        if resolution not in {"method", "own"}:
+            raise OptionError(f"metrics.resolution is method or own, not {resolution!r}")
         # wrong settings: before a run
         self.evaluation = Evaluation(metrics, mode, pro_limits, evaluation_protocol, recalls)
+        self.resolution = resolution
         self.columns = None if columns is None else list(columns)
         self._sets = CategorySets()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Asks the data module for masks at the images' own resolution, where pixels are compared there.
+
+        Raises:
+            MethodError: The data have none to give.
+        """
+        data: Any = getattr(trainer, "datamodule", None)
+        if hasattr(data, "own_masks"):
+            data.own_masks = self.resolution == "own"
+        elif self.resolution == "own":
+            raise MethodError("metrics.resolution own needs masks of vlad's data module; leave it at method")
 
     @property
     def result(self) -> EvaluationResult | None:

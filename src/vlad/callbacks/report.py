@@ -183,7 +183,8 @@ class Report(PerImage):
         found: dict[str, Any] = {}
         if evaluator is not None and trainer.state.fn == "test":
             found |= evaluator.evaluation.settings
-            found["resolution"] = "maps and masks at the method's own image size"
+            own = evaluator.resolution == "own"
+            found["resolution"] = "of each image" if own else "maps and masks at the method's own image size"
         found["seconds"] = f"{time.monotonic() - self._began:.0f}"
         found["memory of this process"] = f"{memory:.2f} GiB at most"
         if torch.cuda.is_available():
@@ -238,7 +239,7 @@ def _tested(trainer: Trainer) -> Content:
         raise MethodError("a report of a test needs vlad.callbacks.Evaluator() among the callbacks, before Report()")
     images = result.images if decide is None else decide.decision_columns(result.images)
     data = getattr(trainer, "datamodule", None)
-    published = published_beside(result, trainer.lightning_module, data, evaluator.evaluation.protocol)
+    published = published_beside(result, trainer.lightning_module, data, evaluator)
     return content_of_test(result, images, published)
 
 

@@ -49,7 +49,7 @@ def format_table(result: EvaluationResult, columns: Sequence[str] | None = None)
 
 
 def published_beside(
-    result: EvaluationResult, pl_module: LightningModule, datamodule: Any, evaluation_protocol: str
+    result: EvaluationResult, pl_module: LightningModule, datamodule: Any, evaluator: Evaluator
 ) -> list[Beside]:
     """Returns the published numbers of a tested method beside its own; none of a method that is not registered."""
     names = [name for name, plugin in discover().items() if plugin.class_path == class_path_of(type(pl_module))]
@@ -61,8 +61,9 @@ def published_beside(
         _shots(datamodule),
         encoder.name,
         pl_module.hparams.get("image_size"),
-        evaluation_protocol,
+        evaluator.evaluation.protocol,
         encoder.pretrained or "",
+        evaluator.resolution,
     )
     return beside(facts, result.categories.to_dict("records"))
 
@@ -130,6 +131,8 @@ class Results(Callback):
             if len(parts) > 1:
                 print(f"\n{part.removesuffix('_') or 'final'}")
             print(f"\n{format_table(found, evaluator.columns if evaluator else None)}", flush=True)
+            if evaluator and evaluator.resolution == "own" and not part:
+                print("\npixel metrics at each image's own resolution; published ones are at the method's", flush=True)
             if len(found.failed):
                 first = printable(found.failed["path"].iloc[0])
                 print(
@@ -143,7 +146,8 @@ class Results(Callback):
             write_frame(target / f"{stage}_{part}metrics.csv", categories)
             images: pd.DataFrame = found.images if part or decide is None else decide.decision_columns(found.images)
             write_frame(target / f"{stage}_{part}scores.csv", images)
-        write_json(target / f"{stage}_metrics.json", _plain(result))
+        resolution = evaluator.resolution if evaluator else "method"
+        write_json(target / f"{stage}_metrics.json", {"resolution": resolution, **_plain(result)})
         if pairs:
             write_text(target / f"{stage}_published.csv", _published_csv(pairs))
         if show:
@@ -155,7 +159,7 @@ class Results(Callback):
         result = evaluator.result
         assert result is not None
         datamodule = getattr(trainer, "datamodule", None)
-        found = published_beside(result, trainer.lightning_module, datamodule, evaluator.evaluation.protocol)
+        found = published_beside(result, trainer.lightning_module, datamodule, evaluator)
         for table in describe_beside(found, list(result.mean)):
             print(f"\n{render(table)}", flush=True)
         return found

@@ -51,6 +51,7 @@ class AnomalyDataModule(LightningDataModule):
         ignored: Files below the folders to predict that are no images, by reason.
         preview_height: Shorter side in pixels of the previews in a batch, for heat maps; 0 for none.
         preview_limit: How many images of a category have a preview; None for all.
+        own_masks: Whether batches to validate and test on hold masks at the images' own resolution, too.
         leave_out: Gives the rows of ``predict`` that are scored already; None for none.
     """
 
@@ -140,6 +141,7 @@ class AnomalyDataModule(LightningDataModule):
         self.roi, self.ignore = roi, ignore
         self.shots, self.references, self.allow_overlap = shots, references, allow_overlap
         self.preview_height = 0
+        self.own_masks = False
         self.preview_limit: int | None = None
         self.leave_out: Callable[[], Collection[int]] | None = None
         self.frames: dict[str, pd.DataFrame] = {}
@@ -296,6 +298,7 @@ class AnomalyDataModule(LightningDataModule):
             preview_height=self.preview_height if part in {"test", "predict"} else 0,
             preview_limit=self.preview_limit,
             seed=self.selection.seed,
+            own_masks=self.own_masks and part in {"val", "test"},
             outputs=part in {"test", "predict"},
         )
 

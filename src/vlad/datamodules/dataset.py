@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from vlad.datamodules.decode import Reading, RowCrop, image_size, load_image, load_mask, read_bytes
+from vlad.datamodules.fitting import fit_image, fitted_size, normalised, seen_part
 from vlad.datamodules.order import Drawn
 from vlad.datamodules.overlap import file_digest
 from vlad.datamodules.roi import load_roi
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
     from vlad.datamodules.textures import TexturePool
 
-__all__ = ["AnomalyDataset", "collate", "fitted_size", "rotated"]
+__all__ = ["AnomalyDataset", "collate", "rotated"]
 
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 _LONGEST = 1024
 """Longest side of a preview in pixels."""
 
-_LISTED = {"preview", "mask_preview"}
+_LISTED = {"preview", "mask_preview", "own_mask"}
 
 
 class AnomalyDataset(Dataset[dict[str, Any]]):
@@ -62,6 +63,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         preview_height: int = 0,
         preview_limit: int | None = None,
         outputs: bool = False,
+        own_masks: bool = False,
         seed: int = 0,
     ) -> None:
         """Keeps the index.
@@ -80,6 +82,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
             preview_limit: How many images of a category, spread evenly over it, have a preview; None for all. Others
                 have one of no pixels.
             outputs: Whether samples hold the name of their files among those of a run (``output``).
+            own_masks: Whether samples also hold the mask at the image's own resolution.
             seed: Seed of what is drawn for the samples.
         """
         self.seed = seed
@@ -91,7 +94,7 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         self.fast_jpeg = fast_jpeg
         self.reading = reading or Reading()
         self.tolerant = tolerant
-        self.preview_height = preview_height
+        self.preview_height, self.own_masks = preview_height, own_masks
         alike = frame.groupby(["dataset", "category"])
         ranks = zip(alike.cumcount().tolist(), alike["dataset"].transform("size").tolist(), strict=True)
         self._has_preview = [preview_limit is None or is_spread(rank, size, preview_limit) for rank, size in ranks]
@@ -104,8 +107,6 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         if "mosaic" in frame:
             for number, row in enumerate(self.rows):
                 self._alike.setdefault((row["dataset"], row["category"]), []).append(number)
-        self._mean = torch.tensor(preprocess.mean).view(3, 1, 1)
-        self._std = torch.tensor(preprocess.std).view(3, 1, 1)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -155,6 +156,10 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
                 "has_mask": known,
                 "label": max(int(one["label"]) for one in rows),
             }
+            if self.own_masks:
+                rows_seen = round(mask.shape[0] * bottom / image.height)
+                columns_seen = round(mask.shape[1] * right / image.width)
+                sample["own_mask"] = torch.from_numpy(mask[:rows_seen, :columns_seen])
         if self.textures is not None:
             sample["texture"] = self.textures.draw(random)
         if self.preview_height:
@@ -185,7 +190,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
     ) -> tuple[Image.Image, np.ndarray]:
         """Decodes a row's image and mask; at full size where asked for, or where both are augmented together."""
         crop = RowCrop.parse(row["row_crop"])
-        near = self.preprocess.size if self.fast_jpeg and self.augment is None and not whole else 0
+        small = self.fast_jpeg and self.augment is None and not whole and self.preprocess.aspect != "whole"
+        near = self.preprocess.size if small else 0
         image = load_image(
             row["image_path"],
             crop=crop,
@@ -208,18 +214,10 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
         )
 
     def _fit(self, image: Image.Image, filter_: Image.Resampling) -> Image.Image:
-        """Resizes to the size that the method wants."""
-        wanted = self.preprocess
-        if wanted.aspect == "squash":
-            return image.resize((wanted.size, wanted.size), filter_)
-        height, width = _resized(image.height, image.width, wanted.size)
-        rows, columns = fitted_size(image.height, image.width, wanted)
-        return image.resize((width, height), filter_).crop((0, 0, columns, rows))
+        return fit_image(image, filter_, self.preprocess)
 
     def _normalise(self, image: Image.Image) -> torch.Tensor:
-        pixels = np.array(self._fit(image, Image.Resampling.BICUBIC))
-        tensor = torch.empty(3, *pixels.shape[:2]).copy_(torch.from_numpy(pixels).permute(2, 0, 1))
-        return tensor.div_(255).sub_(self._mean).div_(self._std)
+        return normalised(image, self.preprocess)
 
     def _resize_mask(self, mask: np.ndarray) -> torch.Tensor:
         if not mask.any():
@@ -237,11 +235,8 @@ class AnomalyDataset(Dataset[dict[str, Any]]):
 
     def _seen(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Returns the part of an image that the method sees (left, top, right, bottom): all but what is cut off."""
-        if self.preprocess.aspect == "squash":
-            return 0, 0, width, height
-        kept = fitted_size(height, width, self.preprocess)
-        resized = _resized(height, width, self.preprocess.size)
-        return 0, 0, width * kept[1] / resized[1], height * kept[0] / resized[0]
+        bottom, right = seen_part(height, width, self.preprocess)
+        return 0, 0, right, bottom
 
     def _preview(self, image: Image.Image, mask: np.ndarray | None) -> dict[str, torch.Tensor]:
         """Returns the image, and the mask if it is known, small: what the method sees of them, at their own aspect."""
@@ -295,28 +290,6 @@ def _digest_of_frames(path: str) -> str:
 
 
 _NO_PREVIEW = {"preview": torch.zeros(0, 0, 3, dtype=torch.uint8), "mask_preview": torch.zeros(0, 0, dtype=torch.bool)}
-
-
-def fitted_size(height: int, width: int, wanted: Preprocess) -> tuple[int, int]:
-    """Returns the height and width that an image of a size gets.
-
-    Examples:
-        >>> fitted_size(96, 128, Preprocess(98, (), (), aspect="keep", multiple=14))
-        (98, 126)
-        >>> fitted_size(96, 128, Preprocess(98, (), ()))
-        (98, 98)
-    """
-    if wanted.aspect == "squash":
-        return wanted.size, wanted.size
-    rows, columns = (side // wanted.multiple * wanted.multiple for side in _resized(height, width, wanted.size))
-    return rows, columns
-
-
-def _resized(height: int, width: int, size: int) -> tuple[int, int]:
-    """Returns height and width where the shorter side becomes ``size`` and the aspect ratio is kept."""
-    short = min(height, width)
-    rows, columns = (size if side == short else int(size * side / short) for side in (height, width))
-    return rows, columns
 
 
 def _mosaic(parts: list[tuple[Image.Image, np.ndarray]]) -> tuple[Image.Image, np.ndarray]:

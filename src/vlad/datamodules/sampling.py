@@ -26,6 +26,7 @@ def build_loader(dataset: AnomalyDataset, *, batch_size: int, num_workers: int) 
         batch_size: Images of a batch, at most.
         num_workers: Processes that read images, at most: no more than there are batches.
     """
+    batch_size = _at_once(dataset, batch_size)
     batches: dict[str, Any] = {"batch_size": batch_size}
     if dataset.preprocess.aspect == "keep":
         batches = {"batch_sampler": SizeBatches(SequentialSampler(dataset), batch_size, sizes=dataset.sizes())}
@@ -104,6 +105,7 @@ def build_prediction_loader(
         world_size: Number of processes; they share the batches.
     """
     own = _Own(dataset)
+    batch_size = _at_once(dataset, batch_size)
     sizes = dataset.sizes() if dataset.preprocess.aspect == "keep" else None
     batches = PredictionBatches(
         own, batch_size, total=len(dataset), leave_out=leave_out, rank=rank, world_size=world_size, sizes=sizes
@@ -113,6 +115,11 @@ def build_prediction_loader(
     # fewer images than processes.
     object.__setattr__(loader, "sampler", own)
     return loader
+
+
+def _at_once(dataset: AnomalyDataset, batch_size: int) -> int:
+    """Returns the images of a batch: one, where images come whole and their tiles make the batches."""
+    return 1 if dataset.preprocess.aspect == "whole" else batch_size
 
 
 class _Own(DistributedSampler):

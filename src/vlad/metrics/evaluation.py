@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -131,16 +132,25 @@ class Evaluation:
             self._update_pixels(category, batch, maps, chosen)
 
     def _update_pixels(self, category: Category, batch: Batch, maps: Tensor, chosen: list[int]) -> None:
+        if "own_mask" in batch:
+            for i in chosen:
+                mask = batch["own_mask"][i].to(maps.device)
+                scores = F.interpolate(maps[i][None, None], mask.shape, mode="bilinear", align_corners=False)[0]
+                self._feed(category, batch, scores, mask[None], [i])
+            return
         together = chosen == list(range(chosen[0], chosen[-1] + 1))
         rows = slice(chosen[0], chosen[-1] + 1) if together else chosen  # a slice is no copy
         some, masks = maps[rows], batch["mask"][rows] != 0
+        self._feed(category, batch, some, masks, chosen)
+
+    def _feed(self, category: Category, batch: Batch, some: Tensor, masks: Tensor, chosen: list[int]) -> None:
         # An id is unique within a data set and category of one split; its file and row tell splits apart.
         names = [(*category, batch["image_id"][i], batch["path"][i], int(batch["index"][i])) for i in chosen]
         for source in self._of("pixel"):
             options = {"names": names} if source.takes_names else {}
-            source.update(self._metric(category, source, maps.device), some, masks, **options)
+            source.update(self._metric(category, source, some.device), some, masks, **options)
             if not source.offers("pooled"):
-                source.update(self._metric(None, source, maps.device), some, masks, **options)
+                source.update(self._metric(None, source, some.device), some, masks, **options)
 
     def compute(
         self, combine: Combine | None = None, transductive: Literal["", "scores", "features"] = ""

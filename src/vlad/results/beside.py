@@ -24,6 +24,7 @@ class RunFacts:
         image_size: Side of the images in pixels, or None where it is not known.
         evaluation: How pixels and undefined categories are counted; a name of ``vlad.metrics.PROTOCOLS``.
         weights: Where the encoder's weights come from, such as ``openai``; ``random`` where they mean nothing.
+        resolution: ``own`` where pixels were compared at the images' own resolution.
     """
 
     method: str
@@ -32,6 +33,7 @@ class RunFacts:
     image_size: int | None = None
     evaluation: str = "mvtec"
     weights: str = ""
+    resolution: str = "method"
 
 
 class Beside(NamedTuple):
@@ -107,6 +109,8 @@ def _differs(facts: RunFacts, one: PublishedValue, images: str) -> str:
         parts.append(f"{facts.image_size} px, not {one.image_size}")
     if one.evaluation and one.evaluation != facts.evaluation and one.metric == "pixel_aupro":
         parts.append(f"PRO counted as {facts.evaluation}, not {one.evaluation}")
+    if facts.resolution == "own" and one.metric.startswith("pixel"):
+        parts.append("pixels at the images' own resolution")
     return "; ".join([*parts, *([images] if images else [])])
 
 
