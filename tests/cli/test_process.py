@@ -58,9 +58,12 @@ def test_two_processes_give_the_metrics_of_one(vlad, tiny, tmp_path):
     assert (one / "heatmaps/scale.json").read_text() == (two / "heatmaps/scale.json").read_text()
 
 
-def test_two_processes_train(vlad, tiny, tmp_path):
-    vlad("fit", *options(tiny, "sdp_plus"), "--data.train", "mvtec_ad", "--trainer.max_epochs", "2", *TWO)
-    assert len(list((tmp_path / "runs/sdp_plus").glob("*/checkpoints/*.ckpt"))) == 2
+@pytest.mark.parametrize(("method", "settings"), [("sdp_plus", []), ("aa_clip", ["--model.text_epochs", "1"])])
+def test_two_processes_train(vlad, tiny, tmp_path, method, settings):
+    """Also where a stage of the training leaves some of what is trained alone."""
+    train = ["--data.train", "mvtec_ad", "--trainer.max_epochs", "2", *TWO]
+    vlad("fit", *options(tiny, method), *settings, *train)
+    assert len(list((tmp_path / "runs" / method).glob("*/checkpoints/*.ckpt"))) == 2
 
 
 def test_nothing_of_two_processes_is_left_running(vlad, tiny, tmp_path):

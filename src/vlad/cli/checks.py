@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -14,7 +15,7 @@ from vlad.decision import find_decision
 from vlad.encoders.facts import refuse_image_size
 from vlad.errors import BackboneError, OptionError
 
-__all__ = ["check_options", "check_trainer", "tell_limits", "trainer_errors"]
+__all__ = ["check_options", "check_trainer", "has_ddp", "tell_limits", "trainer_errors"]
 
 # option -> the least value that means something, and whether that value itself does
 _LEAST: dict[str, tuple[float, bool]] = {
@@ -142,3 +143,24 @@ def tell_limits(verb: str, config: Namespace) -> str:
         return f"{name} is 0: nothing is evaluated"
     part = f"{limit:.0%} of the batches" if isinstance(limit, float) else f"the first {limit} batches"
     return f"{name}: only {part} are evaluated"
+
+
+def has_ddp(settings: Mapping[str, Any]) -> bool:
+    """Returns whether a training is shared by several processes in Lightning's usual way.
+
+    Args:
+        settings: The trainer's.
+
+    Examples:
+        >>> common = {"accelerator": "cpu", "strategy": "auto", "num_nodes": 1}
+        >>> [has_ddp({**common, "devices": devices}) for devices in (1, "2", "0,1", [0], "auto")]
+        [False, True, True, False, False]
+    """
+    devices = settings["devices"]
+    if devices in ("auto", -1, "-1"):
+        count = torch.cuda.device_count() if settings["accelerator"] in {"auto", "gpu", "cuda"} else 1
+    elif isinstance(devices, int) or (isinstance(devices, str) and devices.isdecimal()):
+        count = int(devices)
+    else:
+        count = len(devices.split(",")) if isinstance(devices, str) and "," in devices else len(devices)
+    return settings["strategy"] in {"auto", "ddp"} and count * settings["num_nodes"] > 1

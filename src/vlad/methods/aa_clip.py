@@ -70,6 +70,7 @@ class AACLIP(LearnedText):
     """
 
     epochs = 25  # five of the text side, twenty of the image side
+    staged = True
     align_corners = True
 
     def __init__(

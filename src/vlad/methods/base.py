@@ -49,6 +49,8 @@ class Method(Loops):
     Attributes:
         api: Version of the method interface that the class was written for.
         epochs: Epochs of the published recipe, used by ``vlad fit`` when the user gives none.
+        staged: Whether the training has stages that leave some trained parameters alone: several processes then look
+            for them at each step.
         supervision: What it learns from; see :data:`vlad.types.Supervision`.
         numerics: How the published method drives CLIP; see :class:`vlad.clip.Numerics`.
         published_weights: The authors' weights by name, for ``weights: NAME``.
@@ -66,6 +68,7 @@ class Method(Loops):
 
     api: ClassVar[int] = 2
     epochs: ClassVar[int | None] = None
+    staged: ClassVar[bool] = False
     supervision: ClassVar[Supervision] = "auxiliary"
     numerics: ClassVar[Numerics] = Numerics()
     published_weights: ClassVar[Mapping[str, Published]] = {}

@@ -63,6 +63,7 @@ class BayesPFL(Method):
     """
 
     epochs = 30
+    staged = True
     align_corners = True
     noise: Tensor
 
