@@ -1,12 +1,14 @@
 """Images that keep their aspect ratio, in batches of one size."""
 
+import sys
+
 import pytest
 from lightning.pytorch import LightningModule, Trainer
 from tests_support import write_mask, write_picture
 from torch.utils.data import DistributedSampler
 from trees import MEAN, STD, small_data
 
-from vlad.datamodules.sampling import PredictionBatches, SizeBatches
+from vlad.datamodules.sampling import PredictionBatches, SizeBatches, _prepare_worker
 from vlad.types import Preprocess
 
 WIDE, TALL = (98, 126), (126, 98)
@@ -119,3 +121,12 @@ def test_a_continued_run_has_the_rest_of_the_same_batches():
 def test_batches_of_a_prediction_hold_images_of_one_size():
     sizes = [(2, 3)] * 4 + [(3, 2)] * 2 + [(2, 3)] * 4
     assert _blocks(sizes=sizes) == [[0, 1, 2], [3], [4, 5], [6, 7, 8], [9]]
+
+
+def test_a_worker_whose_command_has_ended_says_nothing(monkeypatch):
+    told = []
+    monkeypatch.setattr("sys.excepthook", lambda *error: told.append(error))
+    _prepare_worker(0)
+    for error in (ConnectionResetError(), EOFError(), ValueError("of ours")):
+        sys.excepthook(type(error), error, None)
+    assert [str(error) for _, error, _ in told] == ["of ours"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,7 +73,19 @@ def build_training_loader(
 
 
 def _loader(dataset: AnomalyDataset, workers: int, cls: type[DataLoader] = DataLoader, **options: Any) -> DataLoader:
-    return cls(dataset, num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options)
+    options |= {"collate_fn": collate, "pin_memory": torch.cuda.is_available(), "worker_init_fn": _prepare_worker}
+    return cls(dataset, num_workers=workers, **options)
+
+
+def _prepare_worker(number: int) -> None:
+    """Lets a process that reads images end quietly where the command has ended: nobody takes its batches any more."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):
+            before(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 class _LateLoader(DataLoader):
