@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test faults lint clean
+.PHONY: demo test faults lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python experiments/demo.py
@@ -22,8 +22,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation site, without warnings and without a network once its tools are installed.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) demo runs faults.md
+	rm -rf $(VENV) demo runs faults.md docs/_build
 
 # The environment, made anew whenever what goes into it changes; the stamp is written last.
 $(INSTALLED): pyproject.toml constraints.txt

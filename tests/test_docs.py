@@ -1,5 +1,6 @@
 """What the documentation shows runs."""
 
+import importlib
 import re
 import sys
 import types
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from vlad.datamodules.catalog import get_record, list_datasets
 from vlad.methods.base import Method
-from vlad.registry import API_VERSION
+from vlad.registry import API_VERSION, discover
 from vlad.testing import check_method
 
 DOCS = Path(__file__).parents[1] / "docs"
+ROOT = DOCS.parent
 PAGE = (DOCS / "write-a-method.md").read_text()
 METHODS = {  # settings that fit the tiny CLIP
     "TextContrast": {},
@@ -67,8 +70,70 @@ def test_pseudo_anomalies_are_painted_as_shown():
     assert scope["changed"].shape == scope["images"].shape
 
 
-def test_links_lead_somewhere():
-    root = DOCS.parent
-    for page in [root / "README.md", root / "experiments" / "README.md", *DOCS.rglob("*.md")]:
+@pytest.fixture(scope="module")
+def site():
+    """The module that makes the generated pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))
+        yield importlib.import_module("site_pages")
+
+
+def own(site):
+    """The pages that are written by hand."""
+    generated = {"_build", *site.GENERATED}
+    yield from (page for page in DOCS.rglob("*.md") if page.name == "index.md" or not generated & set(page.parts))
+
+
+def test_links_lead_somewhere(site):
+    files = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")]
+    for page in [*files, ROOT / "experiments" / "README.md", *own(site)]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_method_of_vlad_has_a_card_and_a_page(site):
+    assert set(site.CARDS) == {name for name, plugin in discover().items() if plugin.distribution == "vlad"}
+    pages = {page.stem for page in (DOCS / "methods").glob("*.md")} - {"index"}
+    assert {card["page"] for card in site.CARDS.values()} == pages
+    for name, card in site.CARDS.items():
+        assert f"`{name}`" in site.method_card(card["page"])
+        assert discover()[name].class_path in site.method_reference(card["page"])
+        arxiv = card.get("arxiv")
+        assert arxiv is None or arxiv in (DOCS / "methods" / f"{card['page']}.md").read_text(), f"{name}: {arxiv}"
+
+
+def test_the_table_of_the_readme_is_that_of_the_cards(site):
+    part = (ROOT / "README.md").read_text().partition("<!-- methods -->\n")[2].partition("\n<!-- end of methods -->")[0]
+    assert part == site.methods_table("docs/methods/{page}.md")
+
+
+def test_every_data_set_has_a_page(site):
+    for name in list_datasets():
+        record, page = get_record(name), site.record_page(get_record(name))
+        assert page.startswith(f"# {record.title}\n")
+        assert record.licence in page
+        for layout in record.layouts:
+            assert layout.name in page
+        rows = [line for line in page.splitlines() if line.startswith("|")]
+        cells = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+        assert cells <= {3, 4, 6}, f"{name}: a row of a table is broken"
+
+
+def test_every_public_package_is_in_the_reference():
+    pages = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    inner = {
+        "vlad.cli",
+        "vlad.methods",
+        "vlad.serve",
+        "vlad.app",
+    }  # commands, and methods, which have pages of their own
+    packages = {f"vlad.{file.parent.name}" for file in (ROOT / "src/vlad").glob("*/__init__.py")} - inner
+    missing = {name for name in packages if f"automodule:: {name}\n" not in pages}
+    assert not missing, f"docs/api does not describe {missing}"
+
+
+def test_the_drawing_is_that_of_its_script_and_figures_are_small(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    assert (DOCS / "figures" / "road.svg").read_text() == importlib.import_module("figures").road()
+    for figure in (DOCS / "figures").iterdir():
+        assert figure.stat().st_size < 300_000, figure.name

@@ -20,6 +20,7 @@ import yaml
 from tests_support import write_mvtec, write_picture
 from trees import TREES, build
 
+import vlad.loading
 from vlad.cli import USAGE, main
 from vlad.cli import VERBS as EVERY_VERB
 from vlad.cli.calibrate import _EXAMPLES
@@ -30,7 +31,12 @@ from vlad.cli.verbs import OPTIONS, VERBS
 from vlad.offline import save
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GENERATED = {"_build", "datasets", "measurements"}  # folders of docs that its build writes
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if not GENERATED & set(page.parts)),
+]
 WORDS = {"DATA": "data", "IMAGES": "photos/", "GOOD_IMAGES": "good/", "PATH": "photos/", "FOLDER": "photos/"}
 NETWORK = {  # part of a command -> why it is only parsed
     "data get btad": "downloads a data set",
@@ -164,6 +170,33 @@ def test_examples_run(source, folder, capsys):
         right = {0, 1} if reason(command, UNSOUND) else {0, 4} if "--fail-on-anomaly" in command else {0}
         assert status in right, f"{source}: {command}\n{err}\n{out[-500:]}"
         assert "Traceback" not in err
+
+
+PYTHON = {  # pages whose Python is run here -> what a page's earlier commands would have left
+    "get-started": ["predict photos/ --output run --heatmaps.enabled false"],
+    "few_shot": [],
+    "features": [],
+    "heatmaps": ["predict photos/ --output out --maps png16 --heatmaps.enabled false"],
+    "results": [],
+}
+ELSEWHERE = {"encoders", "metrics", "pseudo_anomalies", "python", "write-a-method"}  # by the tests of their packages
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_python_of_pages_runs(page, folder, monkeypatch, capsys):
+    plain = vlad.loading.load
+    tiny = {"backbone": "vlad-tiny", "pretrained": None, "image_size": 96}
+    monkeypatch.setattr(vlad.loading, "load", lambda name, **settings: plain(name, **{**tiny, **settings}))
+    for command in PYTHON[page]:
+        assert main(prepared(f"vlad {command}")) == 0
+    code = re.findall(r"```python\n(.*?)```", (ROOT / f"docs/{page}.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code
+    exec("\n".join(code), {})
+
+
+def test_no_page_has_python_that_is_not_run():
+    pages = {page.stem for page in PAGES if re.search(r"^```python$", page.read_text(encoding="utf-8"), re.MULTILINE)}
+    assert pages <= {*PYTHON, *ELSEWHERE, "README"}
 
 
 def test_what_is_left_out_is_there():

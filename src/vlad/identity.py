@@ -72,8 +72,8 @@ def scoring_identity(
         "trained": trained,
         "references": memory if method.memory.categories else "",
         "precision": str(precision),
-        "engine": "torch",
-        "tiling": None,
+        "engine": "torch" if method.engine is None else method.engine.label,
+        "tiling": None if method.tiling is None else method.tiling.identity(),
         "data": dict(sorted((data or {}).items())),
     }
 

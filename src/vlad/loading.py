@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlad.errors import OptionError, WeightsError
 from vlad.registry import get_method, list_methods, named_method
@@ -31,6 +31,10 @@ def load(
     device: str = "cpu",
     intensity_range: tuple[float, float] | None = None,
     max_pixels: int | None = None,
+    tile: int | None = None,
+    overlap: float | None = None,
+    engine: Literal["openvino", "onnx", "torch"] | None = None,
+    engine_precision: Literal["fp32", "bf16"] = "fp32",
     allow_untrained: bool = False,
     **overrides: Any,
 ) -> Detector:
@@ -47,6 +51,10 @@ def load(
         intensity_range: Values that become black and white in images of more than 8 bits: (0, 4095) for 12 bits in 16.
             By default what the file says, else all of its type.
         max_pixels: Images with more pixels are refused; by default above 89 million.
+        tile: Side in pixels of the tiles that an image is scored by, at its own resolution; None: as one.
+        overlap: Share of a tile that its neighbours cover too; 0.25 by default.
+        engine: What runs the frozen encoder, on the CPU (docs/export.md); None for torch as ever.
+        engine_precision: What the engine computes in.
         allow_untrained: Whether a method that has to be trained may be built without weights, for experiments.
         **overrides: Constructor arguments of the method; they take precedence over what a run saved.
 
@@ -56,7 +64,8 @@ def load(
     Raises:
         RegistryError: No such method.
         WeightsError: The run folder holds nothing to load, or does not fit.
-        MethodError: An argument that the method does not have, an untrained method, or no such device.
+        MethodError: An argument that the method does not have, an untrained method, a transductive one that is to be
+            tiled, or no such device.
         DataError: References that cannot be used.
         DecisionError: A decision that cannot be read, or was made with other scores.
 
@@ -69,6 +78,7 @@ def load(
     """
     from vlad.decision import find_decision
     from vlad.detector import Detector
+    from vlad.tiling import Tiling
 
     run = _run_of(name)
     method = _build(str(name), overrides, allow_untrained) if run is None else None
@@ -76,6 +86,15 @@ def load(
         method = restore(run, overrides, allow_untrained=allow_untrained)
         decision = find_decision(run) if decision is None else decision
     assert method is not None
+    tiling = Tiling.of(tile, overlap)
+    if tiling is not None:
+        tiling.apply(method)
+    if engine is not None:
+        from vlad.engines.frozen import FrozenEngine, set_engine
+
+        set_engine(method, FrozenEngine(engine, engine_precision))
+    elif engine_precision != "fp32":
+        raise OptionError("engine_precision needs an engine: engine='openvino'")
     reading = _reading(intensity_range, max_pixels)
     detector = Detector(method, class_name=class_name, run=run, reading=reading).to(device)
     if references is not None:

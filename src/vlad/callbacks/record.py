@@ -155,6 +155,8 @@ def _about(method: Any) -> dict[str, Any]:
         "weights": weights,
         "parameters": dict(method.weight_files),
         "untrained": bool(method.trains and not method.origin),
+        "engine": "torch" if method.engine is None else method.engine.label,
+        "tiling": None if method.tiling is None else method.tiling.identity(),
     }
 
 

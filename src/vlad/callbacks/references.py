@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol, cast
+from collections.abc import Iterator
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -11,17 +11,10 @@ from vlad.datamodules.overlap import image_digest
 from vlad.errors import DataError
 from vlad.runs import run_folder
 from vlad.table import write_frame
+from vlad.tiling import FitsReferences, fit_references
 from vlad.types import Batch
 
 __all__ = ["References"]
-
-
-class FitsReferences(Protocol):
-    """What is fitted on references; every :class:`vlad.Method` is one."""
-
-    def fit_references(self, batches: Iterable[Batch]) -> None:
-        """Fits on batches of normal images."""
-        ...
 
 
 class References(Callback):
@@ -59,7 +52,7 @@ class References(Callback):
                     self._known[image_digest(image)] = path
                 yield batch
 
-        cast(FitsReferences, method).fit_references(remembered())
+        fit_references(cast(FitsReferences, method), remembered())
         if getattr(data, "allow_overlap", False):
             self._known = {}
         if not trainer.is_global_zero:

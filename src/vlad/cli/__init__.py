@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 __all__ = ["main"]
 
@@ -19,8 +20,13 @@ VERBS = {
     "test": ("evaluate on test data: table, scores, heat maps", "vlad.cli.lightning:run"),
     "predict": ("score your own images: CSV and heat maps", "vlad.cli.lightning:run"),
     "calibrate": ("find from good images what is anomalous: decision.json", "vlad.cli.calibrate:run"),
+    "serve": ("a service: score images sent by HTTP, and a watched folder", "vlad.cli.serve:run"),
+    "app": ("a page in the browser: drop images, see maps and decisions", "vlad.cli.app:run"),
+    "export": ("write a method as a file for ONNX Runtime, OpenVINO or torch", "vlad.cli.export:run"),
     "methods": ("list the installed methods", "vlad.cli.listing:methods"),
+    "new-method": ("write a plug-in package with a method of yours", "vlad.cli.new_method:run"),
     "export-weights": ("write what a run has trained as safetensors", "vlad.cli.listing:export"),
+    "weights": ("download published weights into a folder, for machines without a network", "vlad.cli.weights:run"),
     "benchmark": ("methods x data sets x shots x seeds: one table", "vlad.cli.benchmark:run"),
     "reproduce": ("run a paper's own table", "vlad.cli.benchmark:reproduce"),
     "compare": ("compare two test runs, with intervals", "vlad.cli.compare:run"),
@@ -30,6 +36,7 @@ VERBS = {
 }
 
 _RUNS = {"fit", "validate", "test", "predict"}  # verbs of Lightning's command line
+_LOADING = {*_RUNS, "calibrate", "serve", "app", "export", "benchmark", "reproduce"}  # verbs that load encoders
 
 # what the machine, and not vlad, is at fault for
 _MENDABLE = {
@@ -121,6 +128,34 @@ def _stopped(line: str) -> None:
         print(line, file=sys.stderr)
 
 
+@contextmanager
+def _weights_folder(verb: str, arguments: list[str]) -> Iterator[list[str]]:
+    """Takes ``--weights-dir DIR`` off a command line; meanwhile, weights come from there, in all processes."""
+    words = [word for argument in arguments for word in _pair(argument)]
+    if "--weights-dir" not in words:
+        yield arguments
+        return
+    from vlad.errors import OptionError
+    from vlad.offline import VARIABLE, read_manifest
+
+    place = words.index("--weights-dir")
+    if verb not in _LOADING or place + 1 == len(words):
+        fix = "give a folder of vlad weights get" if verb in _LOADING else "leave it out"
+        raise OptionError(f"--weights-dir does nothing here; {fix}")
+    folder, before = os.path.abspath(words[place + 1]), os.environ.get(VARIABLE)
+    read_manifest(Path(folder))
+    os.environ[VARIABLE] = folder
+    try:
+        yield words[:place] + words[place + 2 :]
+    finally:
+        os.environ.pop(VARIABLE)
+        os.environ.update({VARIABLE: before} if before is not None else {})
+
+
+def _pair(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--weights-dir=") else [argument]
+
+
 def _run(verb: str, arguments: list[str]) -> int:
     """Runs a verb; every error that the user can fix becomes one line."""
     from vlad.cli.signals import Terminated, terminable
@@ -128,7 +163,7 @@ def _run(verb: str, arguments: list[str]) -> int:
 
     module, function = VERBS[verb][1].split(":")
     try:
-        with terminable(), _short_warnings():
+        with terminable(), _short_warnings(), _weights_folder(verb, arguments) as arguments:
             if verb in _RUNS:
                 import_module("vlad.cli.early").refuse_missing(verb, arguments)
             return getattr(import_module(module), function)([verb, *arguments]) or 0

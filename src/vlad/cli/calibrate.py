@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
                         "--model.image_size 240")  # fmt: skip
     method.add_argument("--data.NAME", dest="data_", metavar="VALUE", help="an option of the data, such as "
                         "--data.batch_size 32")  # fmt: skip
+    method.add_argument("--tile", type=int, metavar="N", help="score by tiles of N pixels, as --tile of predict")
+    method.add_argument("--overlap", type=float, metavar="SHARE", help="share of a tile that its neighbours cover too")
     method.add_argument("--precision", default="32-true", choices=_PRECISIONS, help="as --trainer.precision of predict")
     method.add_argument(
         "--accelerator", default="auto", choices=("auto", "cpu", "gpu", "mps"), help="where it is scored"
@@ -197,6 +199,7 @@ def _calibrate(options: argparse.Namespace, settings: Mapping[str, Mapping[str, 
     from vlad.decision.make import describe, make_decision
     from vlad.decision.records import refuse_transductive
     from vlad.decision.scoring import score_images
+    from vlad.tiling import Tiling
 
     if not os.environ.get("VLAD_DEBUG"):
         _quiet()
@@ -210,8 +213,11 @@ def _calibrate(options: argparse.Namespace, settings: Mapping[str, Mapping[str, 
     if options.references:
         given_references(options.references, None, 0, frame)
     AnomalyDataModule(**data)
+    tiling = Tiling.of(options.tile, options.overlap, data.get("batch_size", 8))
     method, run_of = _load(options, settings["model"])
     refuse_transductive(method)
+    if tiling is not None:
+        tiling.apply(method)
     if (options.references or options.shots) and not method.tags.takes_references:
         raise OptionError(f"{type(method).__name__} takes no reference images; leave out --references and --shots")
     chosen = choose_images(
@@ -265,6 +271,8 @@ def _next(
     words += [part for name, value in settings["data"].items() for part in (f"--data.{name}", value)]
     words += ["--data.class_name", options.class_name] if options.class_name else []
     words += ["--trainer.precision", options.precision] if options.precision != "32-true" else []
+    words += ["--tile", str(options.tile)] if options.tile is not None else []
+    words += ["--overlap", f"{options.overlap:g}"] if options.overlap is not None else []
     words += ["--allow-untrained"] if options.allow_untrained else []
     if chosen.references is not None:
         words += ["--references", *_references(options, chosen, output)]

@@ -12,6 +12,9 @@ _METHOD = {
 }
 _DATA = "a name of vlad datasets, a folder with good/ and bad/, or a table"
 _TILED = {"--tile N": "score large images by tiles of N pixels, at their own resolution (docs/tiling.md)"}
+_ENGINE = {
+    "--engine NAME": "openvino or onnx run the frozen encoder on the CPU; --engine.precision bf16 where it has it",
+}
 _LABELLED = {
     "--data.root DIR": "the folder that holds the data sets (or VLAD_DATA)",
     "--data.categories A,B": "these categories alone",
@@ -48,7 +51,7 @@ HELP: dict[str, tuple[str, list[tuple[str, dict[str, str]]], list[str]]] = {
                     "--heatmaps.enabled false": "no heat maps; --heatmaps.limit 20 for some",
                 },
             ),
-            ("machine", _MACHINE),
+            ("machine", {**_MACHINE, **_ENGINE}),
         ],
         [
             "vlad predict photos/",
@@ -78,7 +81,7 @@ HELP: dict[str, tuple[str, list[tuple[str, dict[str, str]]], list[str]]] = {
                     "--metrics.mode exact": "keep every pixel's score; streaming by default",
                 },
             ),
-            ("machine", _MACHINE),
+            ("machine", {**_MACHINE, **_ENGINE}),
         ],
         [
             "vlad test --model sdp --data.root data --data.test mvtec_ad --shots 4",

@@ -22,7 +22,7 @@ from vlad.callbacks.predictions import Predictions
 from vlad.callbacks.record import RunRecord
 from vlad.callbacks.results import Results
 from vlad.checkpoint import hyperparameters, read_checkpoint
-from vlad.cli.checks import check_options, check_trainer, tell_limits, trainer_errors
+from vlad.cli.checks import check_options, check_trainer, has_ddp, tell_limits, trainer_errors
 from vlad.cli.messages import first_sentence
 from vlad.cli.names import LOADER, PARSED_VERB, expand_arguments, expand_tree, given, import_given, split_arguments
 from vlad.cli.parser import CALLBACKS, VerbCLI, VladParser
@@ -40,6 +40,7 @@ from vlad.runs import RunLogger, SaveConfig, data_name
 from vlad.runs.checkpoints import SealedCheckpointIO, TwoCheckpoints
 from vlad.runs.pointers import run_name, slug
 from vlad.runs.resume import config_of, resume_point, run_meant
+from vlad.tiling import Tiling, requirements_of
 
 __all__ = ["VladCLI", "run"]
 
@@ -118,7 +119,10 @@ class VladCLI(VerbCLI):
         self.model.allow_untrained = bool(config.get("allow_untrained"))
         if self.subcommand == "fit":
             self.model.refuse_training_free()
-        self.datamodule.require(self.model.requirements)
+        tiling = Tiling.of(config.get("tile"), config.get("overlap"), config.data.batch_size)
+        if tiling is not None:
+            tiling.apply(self.model)
+        self.datamodule.require(requirements_of(self.model))
 
     def _run_logger(self, config: Namespace) -> RunLogger:
         """Returns the logger that owns the run folder; a folder that cannot be is refused."""
@@ -149,6 +153,8 @@ class VladCLI(VerbCLI):
             predictions = next(one for one in self.trainer_defaults["callbacks"] if isinstance(one, Predictions))
             predictions.progress = config.trainer.enable_progress_bar is not False
             kwargs = {"enable_progress_bar": False, **kwargs}
+        if verb == "fit" and get_method(config.model.class_path).staged and has_ddp(config.trainer.as_dict()):
+            kwargs = {"strategy": "ddp_find_unused_parameters_true", **kwargs}
         with trainer_errors(config.trainer.as_dict()):
             trainer: Trainer = super().instantiate_trainer(**kwargs)
         own_signals(trainer)

@@ -30,6 +30,7 @@ SHORT = {
     "--max-pixels": "--data.max_pixels",
     "-o": "--output",
     "--decision": "--decisions.decision",
+    "--engine": "--engine.name",
     "--maps": "--maps.format",
 }
 FLAGS = {

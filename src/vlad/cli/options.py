@@ -15,6 +15,7 @@ __all__ = ["FLAGS", "SECTIONS", "arguments_of", "known_options", "refuse_unknown
 
 # section of options -> the callback that has them
 SECTIONS = {
+    "engine": "vlad.callbacks.engine.EncoderEngine",
     "metrics": "vlad.callbacks.evaluator.Evaluator",
     "references": "vlad.callbacks.references.References",
     "features": "vlad.callbacks.features.CachedFeatures",
@@ -32,7 +33,7 @@ _CORE = {
     "trainer": "lightning.pytorch.trainer.trainer.Trainer",
     "data": "vlad.datamodules.datamodule.AnomalyDataModule",
 }
-_OWN = {"config", "help", "print_config", "seed_everything", "ckpt_path", "output", "model", *FLAGS}
+_OWN = {"config", "help", "print_config", "seed_everything", "ckpt_path", "output", "model", "tile", "overlap", *FLAGS}
 _OF_MODEL = {"class_path", "init_args", "help", "dict_kwargs"}
 
 

@@ -113,6 +113,11 @@ class VerbCLI(LightningCLI):
             if section not in skipped:
                 parser.add_lightning_class_args(callback, section)
         parser.add_argument("--output", type=str | None, default=None, help="The run folder; by default a new one.")
+        if "tile" not in skipped:
+            text = "Score images by tiles of so many pixels, at their own resolution (docs/tiling.md)."
+            parser.add_argument("--tile", type=int | None, default=None, help=text)
+            text = "Share of a tile that its neighbours cover too; 0.25 by default."
+            parser.add_argument("--overlap", type=float | None, default=None, help=text)
         for name, text in FLAGS.items():
             if name not in skipped:
                 parser.add_argument(f"--{name}", type=bool, default=False, help=text)

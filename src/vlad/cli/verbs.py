@@ -38,6 +38,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "data.references": ("validate", "test", "predict"),
     "data.roi": ("test", "predict"),
     "data.ignore": ("test", "predict"),
+    "engine": ("test", "predict"),
     "metrics": ("fit", "validate", "test"),
     "references": ("validate", "test", "predict"),
     "heatmaps": ("test", "predict"),
@@ -45,6 +46,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "maps": ("test", "predict"),
     "report": ("test", "predict"),
     "allow_untrained": ("validate", "test", "predict"),
+    "tile": ("test", "predict"),
+    "overlap": ("test", "predict"),
     "fail_on_anomaly": ("predict",),
     "trainer.barebones": (),  # leaves no trace of a run, and is for measuring Lightning itself
     "return_predictions": (),  # results are written as they come; vlad never keeps those of a whole run

@@ -134,7 +134,7 @@ class TextTower(nn.Module):
             Sentence features (n, D), or (B, n, D).
         """
         text = self.text
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(x.shape[0], device=x.device)
         x = text.ln_final(x[rows if ends.ndim == 1 else rows[:, None], ends])
         projection = text.text_projection
         return projection(x) if isinstance(projection, nn.Module) else x @ projection

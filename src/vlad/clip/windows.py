@@ -72,14 +72,14 @@ def encode_windows(
     index = F.pad(patches, (1, 0))  # the class token is number 0
     qkv = [part.transpose(1, 2) for part in project_qkv(first.attn, first.ln_1(x))]  # (B, 1 + h · w, heads, W / heads)
     tokens = tokens or (_TOKENS if x.device.type == "cpu" else _TOKENS_ON_DEVICE)
-    size = max(1, tokens // (len(x) * index.shape[1]))
     found = []
-    for some in (index,) if torch.compiler.is_compiling() else index.split(size):
+    whole = torch.compiler.is_compiling()  # whose batch has no number
+    for some in (index,) if whole else index.split(max(1, tokens // (x.shape[0] * index.shape[1]))):
         q, k, v = (part[:, some].flatten(0, 1).transpose(1, 2) for part in qkv)
         part = x[:, some].flatten(0, 1) + first.ls_1(project_out(first.attn, attend(q, k, v)))
         part = part + first.ls_2(first.mlp(first.ln_2(part)))
         last = run_blocks(blocks[1:], part, class_token_only=True).last
-        found.append(tower.project(last[:, 0]).unflatten(0, (len(x), -1)))
+        found.append(tower.project(last[:, 0]).unflatten(0, (x.shape[0], -1)))
     return torch.cat(found, 1).unflatten(1, (grid[0] - side + 1, grid[1] - side + 1))
 
 

@@ -15,6 +15,7 @@ from vlad.datamodules.datamodule import AnomalyDataModule
 from vlad.datamodules.readable import check_files
 from vlad.datamodules.roi import add_regions
 from vlad.errors import OptionError
+from vlad.tiling import requirements_of
 from vlad.types import Batch, Prediction, known_masks
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def score_images(
 
     part = "test" if masks else "predict"
     module = _Data(**dict(data or {}))
-    module.require(method.requirements)
+    module.require(requirements_of(method))
     module.frames[part] = frame.reset_index(drop=True)
     if references is not None:
         module.frames["references"] = references.reset_index(drop=True)

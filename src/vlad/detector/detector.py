@@ -18,6 +18,7 @@ from vlad.detector.references import find_references, fit, recorded, rotated_cop
 from vlad.detector.results import Result, Results
 from vlad.detector.scorer import score_batch, set_scales
 from vlad.errors import DataError, MethodError
+from vlad.tiling import requirements_of
 from vlad.types import Preprocess
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Detector:
     @property
     def preprocess(self) -> Preprocess:
         """How an image is resized and normalised for the method."""
-        return self.method.requirements.preprocess
+        return requirements_of(self.method).preprocess
 
     @property
     def decision(self) -> Any:
@@ -125,14 +126,14 @@ class Detector:
             check_decision(
                 self._decision,
                 self.method,
-                data=self._data_options(),
+                data=self.data_options(),
                 references=self._reference_frame,
                 run=self._run,
             )
         self._checked = True
 
-    def _data_options(self) -> dict[str, Any]:
-        """Returns what scores depend on beside the method, as the data module tells it."""
+    def data_options(self) -> dict[str, Any]:
+        """Returns what scores depend on beside the method: how images are read, as the data module tells it."""
         from vlad.datamodules import AnomalyDataModule
 
         values = self.reading.intensity_range
@@ -226,7 +227,8 @@ class Detector:
                 of these.
             class_name: What is in the images, for the prompts: one string, or one per image; by default the
                 detector's, else ``object``, else what a table says.
-            batch_size: Images that are scored together; another number may change the last bits of a score.
+            batch_size: Images, or tiles of one, that are scored together; another number may change the last bits of a
+                score.
             num_workers: Processes that read files, for folders on a fast device; 0 reads them in this one.
 
         Returns:
@@ -355,7 +357,7 @@ class Detector:
             results,
             rate=false_alarm_rate,
             min_area=min_area,
-            data=self._data_options(),
+            data=self.data_options(),
             references=self._reference_frame,
             run=self._run,
         )
@@ -370,8 +372,9 @@ class Detector:
         names = ", ".join(name.partition("/")[2] for name in method.memory.categories)
         fitted = f"references of {names}" if names else "references" if method.fitted else "zero-shot"
         decision = f"{self._decision.kind} decision" if self._decision else "no decision"
+        size = f"{self.preprocess.size} px" + (f" of tiles of {method.tiling.tile} px" if method.tiling else "")
         name = f"{type(method).__name__}{encoder}"
-        return f"Detector({name}, {self.preprocess.size} px, {fitted}, {decision}, {method.device})"
+        return f"Detector({name}, {size}, {fitted}, {decision}, {method.device})"
 
     def __getattr__(self, name: str) -> Any:
         from vlad.methods.base import Method

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from PIL import Image, ImageFile
 
-from vlad.datamodules.dataset import AnomalyDataset, collate, fitted_size, rotated
+from vlad.datamodules.dataset import AnomalyDataset, collate, rotated
 from vlad.datamodules.decode import Reading
+from vlad.datamodules.fitting import fitted_size
 from vlad.datamodules.images import decoded
 from vlad.datamodules.intensity import to_rgb
 from vlad.datamodules.opening import naming
@@ -47,11 +48,16 @@ class GivenImages(AnomalyDataset):
         loader = build_prediction_loader(self, batch_size=batch_size, num_workers=num_workers)
         if num_workers:
             loader.generator = torch.Generator()
-            yield from loader
+            yield from (self._told(batch, batch_size) for batch in loader)
             return
         for rows in loader.batch_sampler or ():
-            batch: Any = collate([self[row] for row in rows])
-            yield batch
+            yield self._told(collate([self[row] for row in rows]), batch_size)
+
+    def _told(self, batch: Any, batch_size: int) -> Batch:
+        """Returns a batch that says, of a whole image, how many of its tiles are scored together."""
+        if self.preprocess.aspect == "whole":
+            batch["tiles"] = batch_size
+        return batch
 
     def open(self, index: int) -> Image.Image:
         """Returns the image of a row, RGB and upright, as it is scored.

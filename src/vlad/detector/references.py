@@ -11,6 +11,7 @@ from vlad.datamodules.overlap import image_digest
 from vlad.detector.images import GivenImages
 from vlad.detector.inputs import Found, as_class_names, find, is_path
 from vlad.errors import DataError
+from vlad.tiling import fit_references
 from vlad.types import Batch
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def fit(method: Method, dataset: GivenImages, batch_size: int) -> tuple[list[dic
                 records.append({**record, "path": row["image_path"], "sha256": batch["digest"][i]})
             yield batch
 
-    method.fit_references(batches())
+    fit_references(method, batches())
     return records, known
 
 

@@ -22,7 +22,7 @@ from vlad.types import take_rows
 if TYPE_CHECKING:
     from vlad.encoders import Encoder
 
-__all__ = ["FeatureCache"]
+__all__ = ["FeatureCache", "encoder_facts", "leaves_of", "rebuild"]
 
 Tree = TypeVar("Tree")
 
@@ -92,8 +92,8 @@ class FeatureCache:
             OptionError: ``half``, and a feature is too large for it.
             OutputError: The disk is full, the folder read-only, and the like.
         """
-        facts = _facts(encoder, images)
-        keys = [_key({**facts, "tensor": name, "half": self.half}) for name in _leaves(names)]
+        facts = encoder_facts(encoder, images)
+        keys = [_key({**facts, "tensor": name, "half": self.half}) for name in leaves_of(names)]
         store = self._store(facts["encoder"])
         again = [True] * len(images) if fixed is None else fixed.tolist()
         digests = [
@@ -113,7 +113,7 @@ class FeatureCache:
         if missing:
             whole = len(missing) == len(images)
             computed = compute(images if whole else take_rows(images, torch.tensor(missing, device=images.device)))
-            columns = [self._on_cpu(leaf) for leaf in _leaves(computed)]
+            columns = [self._on_cpu(leaf) for leaf in leaves_of(computed)]
             for place, number in enumerate(missing):
                 row = {key: column[place] for key, column in zip(keys, columns, strict=True)}
                 if digests[number]:
@@ -123,7 +123,7 @@ class FeatureCache:
             if whole and not self.half:
                 return computed
         stacked = [torch.stack(column) for column in zip(*found, strict=True)]
-        return _rebuild(names, iter([self._placed(column, images) for column in stacked]))
+        return rebuild(names, iter([self._placed(column, images) for column in stacked]))
 
     def _on_cpu(self, tensor: Tensor) -> Tensor:
         """Returns a copy on the CPU that training can use, whatever mode it was computed in."""
@@ -186,7 +186,7 @@ class FeatureCache:
             store.close()
 
 
-def _facts(encoder: Encoder, images: Tensor) -> dict[str, Any]:
+def encoder_facts(encoder: Encoder, images: Tensor) -> dict[str, Any]:
     """Returns what decides the values of features beside the images and what is computed."""
     numerics: dict[str, Any] = {}
     if (tower := getattr(encoder, "image", None)) is not None:
@@ -212,19 +212,19 @@ def _key(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _leaves(tree: Any) -> Iterator[Any]:
+def leaves_of(tree: Any) -> Iterator[Any]:
     """Yields the leaves of a tree of tuples; None is no leaf."""
     if isinstance(tree, tuple):
         for part in tree:
-            yield from _leaves(part)
+            yield from leaves_of(part)
     elif tree is not None:
         yield tree
 
 
-def _rebuild(names: Any, leaves: Iterator[Tensor]) -> Any:
+def rebuild(names: Any, leaves: Iterator[Any]) -> Any:
     """Returns the tree of names with leaves in their places."""
     if isinstance(names, tuple):
-        parts = [_rebuild(part, leaves) for part in names]
+        parts = [rebuild(part, leaves) for part in names]
         return type(names)(*parts) if hasattr(names, "_fields") else tuple(parts)
     return None if names is None else next(leaves)
 

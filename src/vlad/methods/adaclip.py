@@ -143,7 +143,7 @@ class AdaCLIP(HybridPrompts):
             them; the ordinary CLIP embedding (B, D), where dynamic prompts are made of it or it is the result; and
             the embedded tokens as ``classes`` and ``branch``, which the prompted tower starts from.
         """
-        if self._one_by_one(len(images)):
+        if self._one_by_one(images.shape[0]):
             return join_rows([self.encode(image) for image in images.split(1)])
         tower = self.backbone.image
         x = tower.embed(images)
@@ -200,7 +200,7 @@ class AdaCLIP(HybridPrompts):
         Returns:
             Logit margins (abnormal over normal) of the patches per layer, and of the image (B, 1).
         """
-        if self._one_by_one(count := len(features.classes[0])):
+        if self._one_by_one(count := features.classes[0].shape[0]):
             rows = [slice(row, row + 1) for row in range(count)]
             return join_rows([self.compare(*take_rows((features, text), r), references, labels=labels) for r in rows])
         tokens, pooled = self.encode_prompted(features)

@@ -141,13 +141,13 @@ class Crane(LearnedPrompts):
         Returns:
             Unit text vectors (B, 2, D), normal and abnormal.
         """
-        tower, count = self.text_tower, len(image)
-        ids = tower.tokenize(self.sentences(1))
+        tower, count = self.text_tower, image.shape[0]
+        ids, ends = self.tokenized(1)
         word = image[:, None, None].expand(-1, 2, 1, -1)
         words = torch.cat([self.words.expand(count, -1, -1, -1), word.to(self.words.dtype)], dim=2).flatten(0, 1)
         edit = deep_edit(self.deep_prompts, 2 * count, half=self.half_prompts)
         sentences = write_words(tower.embed(ids).repeat(count, 1, 1), words)
-        text = run_sentences(tower, sentences, tower.ends(ids).tolist() * count, edit)
+        text = run_sentences(tower, sentences, ends, edit)
         return normalize(text.float()).unflatten(0, (count, 2))
 
     # -- image ---------------------------------------------------------------------------------------------

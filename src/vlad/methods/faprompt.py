@@ -171,7 +171,7 @@ class FAPrompt(LearnedText):
         return [f"{common} object.", f"{common} {further} damaged object."]
 
     def _run(self, words: Tensor, ends: Sequence[int]) -> Tensor:
-        edit = deep_edit(self.deep_prompts, len(words), half=self.half_prompts)
+        edit = deep_edit(self.deep_prompts, words.shape[0], half=self.half_prompts)
         return run_sentences(self.text_tower, words, ends, edit).float()
 
     def _ends(self) -> tuple[int, int]:
@@ -201,8 +201,8 @@ class FAPrompt(LearnedText):
         first, count = 1 + self.normal_length, self.abnormal_length
         moved = text.words[:, :, first : first + count] + prior[:, None, None]
         words = torch.cat([text.words[:, :, :first], moved, text.words[:, :, first + count :]], dim=2)
-        features = self._run(words.flatten(0, 1), [self._ends()[1]] * (len(words) * self.abnormal_prompts))
-        return normalize(features.unflatten(0, (len(words), -1)).mean(1))
+        features = self._run(words.flatten(0, 1), [self._ends()[1]])
+        return normalize(features.unflatten(0, (words.shape[0], -1)).mean(1))
 
     # -- image ---------------------------------------------------------------------------------------------
 
@@ -255,7 +255,9 @@ class FAPrompt(LearnedText):
         The largest are of patches, ahead of the upsampling, of those that are inspected.
         """
         assert scores.image is not None
-        passes = [restrict_patches(one, scores.roi).amax((1, 2)).sigmoid() for one in scores.patches.unbind(1)]
+        # One axis is reduced, not two: of a batch, OpenVINO 2026 gets the latter wrong where a sigmoid follows.
+        inside = [restrict_patches(one, scores.roi).flatten(1) for one in scores.patches.unbind(1)]
+        passes = [one.amax(1).sigmoid() for one in inside]
         return torch.stack([scores.image[:, 0].sigmoid() / 2, passes[0] / 3, passes[1] / 6], dim=1)
 
     # -- training ------------------------------------------------------------------------------------------

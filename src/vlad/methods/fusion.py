@@ -41,7 +41,8 @@ def cluster(points: Tensor, count: int, clustering: Clustering = "fixed") -> Ten
     points = points.float()
     with torch.autocast(points.device.type, enabled=False):
         gram = points @ points.transpose(1, 2)
-    own = gram.diagonal(dim1=1, dim2=2)
+    place = torch.arange(points.shape[1], device=points.device)
+    own = gram[:, place, place]  # the diagonal, in words that OpenVINO knows
     apart = (own[:, :, None] + own[:, None, :] - 2 * gram).clamp(min=0)  # squared distances
     labels = apart.gather(2, _first_centers(apart, count)[:, None, :].expand(-1, points.shape[1], -1)).argmin(2)
     for _ in range(_STEPS):
@@ -62,21 +63,36 @@ def _first_centers(apart: Tensor, count: int) -> Tensor:
         count: Number of centres K.
     """
     trials = 2 + int(torch.tensor(float(count)).log())
-    draws = torch.rand(count, trials, generator=torch.Generator().manual_seed(0)).to(apart.device)
-    chosen = [torch.zeros(len(apart), dtype=torch.long, device=apart.device)]  # the first point: the most abnormal
+    draws = _draws(count, trials).to(apart.device)
+    chosen = [torch.zeros(apart.shape[0], dtype=torch.long, device=apart.device)]  # the first point: the most abnormal
     nearest = apart[:, 0]
     for number in range(1, count):
         reach = nearest.cumsum(1)
         wanted = draws[number] * reach[:, -1:]
-        candidates = torch.searchsorted(reach, wanted.contiguous()).clamp(max=apart.shape[1] - 1)
+        below = reach[:, None, :] < wanted[:, :, None]  # searchsorted, which ONNX lacks
+        candidates = below.sum(2).clamp(max=apart.shape[1] - 1)
         options = torch.minimum(
             nearest[:, None, :], apart.gather(1, candidates[..., None].expand(-1, -1, apart.shape[2]))
         )
         best = options.sum(2).argmin(1)
-        rows = torch.arange(len(apart), device=apart.device)
+        rows = torch.arange(apart.shape[0], device=apart.device)
         nearest = options[rows, best]
         chosen.append(candidates[rows, best])
     return torch.stack(chosen, dim=1)
+
+
+_DRAWN: dict[tuple[int, int], Tensor] = {}
+
+
+def _draws(count: int, trials: int) -> Tensor:
+    """Returns the random numbers of all sets (K, trials); drawn once, so that an exported graph holds them."""
+    found = _DRAWN.get((count, trials))
+    if found is None:
+        with torch.inference_mode(False):  # what is remembered must serve training too
+            found = torch.rand(count, trials, generator=torch.Generator().manual_seed(0))
+        if not torch.compiler.is_compiling():  # a tracer's tensors have no values
+            _DRAWN[count, trials] = found
+    return found
 
 
 def fuse(

@@ -72,7 +72,7 @@ def write_words(fixed: Tensor, words: Tensor, position: int = 1) -> Tensor:
         words: Learned words (n, M, W).
         position: Index of the first word overwritten; 1 keeps the start token.
     """
-    fixed = fixed.expand(len(words), -1, -1)
+    fixed = fixed.expand(words.shape[0], -1, -1)
     words = words.to(fixed.dtype)
     return torch.cat([fixed[:, :position], words, fixed[:, position + words.shape[1] :]], dim=1)
 
@@ -85,8 +85,8 @@ def run_sentences(
     Args:
         tower: The text tower.
         words: Word embeddings (n, L, W) without positions.
-        ends: Index of each sentence's end-of-text token: n numbers, behind the largest of which words are cut off; or
-            a tensor (n,), for words that are cut already.
+        ends: Index of each sentence's end-of-text token: n numbers, or fewer that come again and again, behind the
+            largest of which words are cut off; or a tensor (n,), for words that are cut already.
         before: Edit of the tokens ahead of each block.
 
     Returns:
@@ -95,7 +95,9 @@ def run_sentences(
     length = words.shape[1] if isinstance(ends, Tensor) else max(ends) + 1
     x = words[:, :length] + tower.text.positional_embedding[:length].to(words.dtype)
     x = run_blocks(tower.text.transformer.resblocks, x, mask=causal_mask(length, x), before=before).last
-    return tower.finish(x, ends if isinstance(ends, Tensor) else torch.tensor(ends, device=x.device))
+    if not isinstance(ends, Tensor):  # a list's length could not follow that of an exported graph's batch
+        ends = torch.tensor(ends, device=x.device).repeat(x.shape[0] // len(ends))
+    return tower.finish(x, ends)
 
 
 class LearnedText(Method):
@@ -187,6 +189,7 @@ class LearnedPrompts(LearnedText):
                 f"{self.length}"
             )
         self.half_prompts = half_prompts
+        self._tokenized: dict[int, tuple[Tensor, list[int]]] = {}
         self.words = nn.Parameter(0.02 * torch.randn(2, self.length, tower.width))
         self.deep_prompts = deep_prompts(self.depth, self.deep_length, tower.width)
         return weights
@@ -195,6 +198,17 @@ class LearnedPrompts(LearnedText):
         """Returns the normal and the abnormal sentence, with an X where a word is learned or, ``more``, put in."""
         words = " ".join(["X"] * (self.length + more))
         return [f"{words} {state}{OBJECT}." for state in STATES]
+
+    def tokenized(self, more: int = 0) -> tuple[Tensor, list[int]]:
+        """Returns the ids of the sentences (2, context_length) and where they end; looked up once, and so exported."""
+        found = self._tokenized.get(more)
+        if found is None:
+            with torch.inference_mode(False):  # what is remembered must serve training too
+                ids = self.text_tower.tokenize(self.sentences(more))
+            found = ids, self.text_tower.ends(ids).tolist()
+            if not torch.compiler.is_compiling():  # a tracer's tensors have no values
+                self._tokenized[more] = found
+        return found[0].to(self.device), found[1]
 
     def encode_text(self) -> Tensor:
         """Runs the two sentences through the text tower: unit vectors (2, D), normal and abnormal."""

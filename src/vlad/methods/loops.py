@@ -16,7 +16,10 @@ from vlad.types import Batch, Features, Prediction, Tags, Tree, name_features
 
 if TYPE_CHECKING:
     from vlad.encoders import Encoder
+    from vlad.engines.frozen import FrozenEngine
     from vlad.features import FeatureCache
+    from vlad.tiling import Tiling
+    from vlad.types import Requirements
 
 __all__ = ["Loops"]
 
@@ -27,17 +30,26 @@ class Loops(LightningModule):
     Attributes:
         backbone: See :class:`vlad.Method`; as the next two.
         feature_cache: Where :meth:`frozen` looks.
+        engine: What computes :meth:`frozen`; None for torch.
         origin: Where trained parameters come from.
+        tiling: How images are tiled in testing and prediction; None: they are scored as one.
         fixed: Which images of a training batch are the same in every epoch, while they are encoded; None for all.
     """
 
     backbone: Any
     feature_cache: FeatureCache | None
     origin: str
+    tiling: Tiling | None = None
+    engine: FrozenEngine | None = None
     fixed: Tensor | None = None
 
     @property
     def tags(self) -> Tags:
+        """See :class:`vlad.Method`."""
+        raise NotImplementedError
+
+    @property
+    def requirements(self) -> Requirements:
         """See :class:`vlad.Method`."""
         raise NotImplementedError
 
@@ -102,9 +114,12 @@ class Loops(LightningModule):
             encoder: The encoder; the backbone by default.
         """
         with torch.no_grad():
+            own = encoder or self.backbone
+            if self.engine is not None:
+                compute, names = self.engine.bind(compute, names, own)
             if self.feature_cache is None:
                 return compute(images)
-            return self.feature_cache.fetch(images, compute, names, encoder or self.backbone, self.fixed)
+            return self.feature_cache.fetch(images, compute, names, own, self.fixed)
 
     # -- loops ---------------------------------------------------------------------------------------------
 
@@ -153,6 +168,11 @@ class Loops(LightningModule):
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"  # sanity checks come before training
         if not fitting:
             self.refuse_unfit()
+        if self.tiling is not None:
+            return self.tiling.score(batch, self.requirements.preprocess, self._score_images)
+        return self._score_images(batch)
+
+    def _score_images(self, batch: Batch) -> Any:
         features = self.encode(batch["image"])
         roi = batch.get("roi")
         if self.tags.transductive == "features":

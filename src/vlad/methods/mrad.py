@@ -183,12 +183,12 @@ class MRAD(LearnedPrompts):
         sides = (abnormal <= 0.5, abnormal > 0.5)
         means = [(joint * side[..., None]).sum((1, 2)) / side.sum((1, 2)).clamp(min=1)[:, None] for side in sides]
         bias = torch.stack([self.normal_word(means[0]), self.abnormal_word(means[1])], dim=1)
-        tower, count = self.text_tower, len(joint)
-        ids = tower.tokenize(self.sentences())
+        tower, count = self.text_tower, joint.shape[0]
+        ids, ends = self.tokenized()
         words = (self.words + bias[:, :, None]).flatten(0, 1)
         edit = deep_edit(self.deep_prompts, 2 * count, half=self.half_prompts)
         sentences = write_words(tower.embed(ids).repeat(count, 1, 1), words)
-        text = run_sentences(tower, sentences, tower.ends(ids).tolist() * count, edit)
+        text = run_sentences(tower, sentences, ends, edit)
         return normalize(text.float()).unflatten(0, (count, 2))
 
     # -- scores --------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class VisualAD(Method):
         tokens = torch.stack([self.anomaly_token, self.normal_token]) + visual.positional_embedding[0]
         with torch.no_grad():
             x = tower.embed(images)
-        x = torch.cat([visual.ln_pre(tokens).to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([visual.ln_pre(tokens).to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         found = tower.run(x, layers=self.layers)
         grid, last = tower.grid(*images.shape[-2:]), self.norm(found.last[:, :2])
         patches = [self.norm(found.hidden_states[layer][:, 3:]) for layer in self.layers]
