@@ -136,7 +136,7 @@ def prepared(command):
     """Returns a command's arguments with vlad-tiny as the encoder."""
     arguments = [WORDS.get(word, word.replace("DATA/", "data/")) for word in shlex.split(command)[1:]]
     verb = arguments[0]
-    if verb in {*VERBS, "calibrate"} and "--ckpt_path" not in arguments and not arguments[1].startswith("runs/"):
+    if verb in {*VERBS, "calibrate", "export"} and "--ckpt_path" not in arguments and not arguments[1].startswith("runs/"):
         arguments += BACKBONE
         arguments += [word for method, words in SETTINGS.items() if method in " ".join(arguments[:3]) for word in words]
     if verb in VERBS:
@@ -179,7 +179,7 @@ PYTHON = {  # pages whose Python is run here -> what a page's earlier commands w
     "heatmaps": ["predict photos/ --output out --maps png16 --heatmaps.enabled false"],
     "results": [],
 }
-ELSEWHERE = {"encoders", "metrics", "pseudo_anomalies", "python", "write-a-method"}  # by the tests of their packages
+ELSEWHERE = {"encoders", "export", "metrics", "pseudo_anomalies", "python", "write-a-method"}  # by the tests of their packages
 
 
 @pytest.mark.parametrize("page", PYTHON)

@@ -75,7 +75,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
     """
     try:
         content: Any = json.loads(read_plain(folder / MANIFEST))
-        files = content["files"] if content["format"] == _FORMAT else None
+        files: Any = content["files"] if content["format"] == _FORMAT else None
         sound = all(Path(one["file"]).name == one["file"] and isinstance(one["sha256"], str) for one in files.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(

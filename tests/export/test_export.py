@@ -41,7 +41,9 @@ def exported(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory):
-    return write_picture(tmp_path_factory.mktemp("photos") / "0.png", seed=3)
+    file = tmp_path_factory.mktemp("photos") / "0.png"
+    write_picture(file, seed=3)
+    return file
 
 
 def own(tiny, class_name, path):
@@ -174,7 +176,9 @@ def test_quantisation_images_serve_one_purpose(tiny, tmp_path):
     from vlad.export.calibrate import refuse_known
     from vlad.export.check import CheckSet
 
-    files = [str(write_picture(tmp_path / "good" / f"{number}.png", seed=number)) for number in range(3)]
+    files = [str(tmp_path / "good" / f"{number}.png") for number in range(3)]
+    for number, file in enumerate(files):
+        write_picture(Path(file), seed=number)
     frame = pd.DataFrame({"image_path": files[:1], "row_crop": "", "frame": -1})
     refuse_known(frame, [], "", "object", None)
     with pytest.raises(OptionError, match="--calibrate takes too"):

@@ -12,9 +12,7 @@ _METHOD = {
 }
 _DATA = "a name of vlad datasets, a folder with good/ and bad/, or a table"
 _TILED = {"--tile N": "score large images by tiles of N pixels, at their own resolution (docs/tiling.md)"}
-_ENGINE = {
-    "--engine NAME": "openvino or onnx run the frozen encoder on the CPU; --engine.precision bf16 where it has it",
-}
+_ENGINE = {"--engine NAME": "openvino or onnx for the frozen encoder on the CPU; --engine.precision bf16"}
 _LABELLED = {
     "--data.root DIR": "the folder that holds the data sets (or VLAD_DATA)",
     "--data.categories A,B": "these categories alone",

@@ -6,6 +6,7 @@ import ipaddress
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,8 @@ def serve(
     import uvicorn
 
     class Server(uvicorn.Server):
+        whole = True
+
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
             """Leaves signals to vlad: uvicorn would raise them again at the end, and the status be no 0."""
@@ -90,13 +93,15 @@ def serve(
             listening()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            """Tells the worker first."""
+            """Tells the worker first, and sees whether all were answered in time."""
             stopping()
+            start = time.monotonic()
             await super().shutdown(sockets)
+            self.whole = time.monotonic() - start < patience
 
     config = uvicorn.Config(
         app,
-        log_level="warning",
+        log_level="critical",  # defects are printed where they become answers
         access_log=False,
         lifespan="on",
         server_header=False,
@@ -109,7 +114,7 @@ def serve(
 
     with _handling(stop):
         server.run(sockets=[bound])
-    return not server.server_state.tasks
+    return server.whole
 
 
 @contextmanager
