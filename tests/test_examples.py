@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tests_support import write_mvtec, write_picture
 from trees import TREES, build
 
@@ -54,6 +55,10 @@ SETTINGS = {
 }
 SLOW = {
     "reproduce adaclip --data": "trains AdaCLIP on whole data sets",
+    "vlad serve ": "runs until it is stopped: tests/serve",
+    "vlad app": "runs until it is stopped: tests/app",
+    "--engine ": "an engine compiles the encoder, which takes long: tests/engines",
+    "vlad export ": "seconds for each format: tests/export",
     "experiments/vlad_tiny": "an experiment of minutes: tests/test_experiments.py looks at its config",
 }
 UNSOUND = {  # part of a command -> why it may end with status 1
@@ -106,6 +111,7 @@ def everything(tmp_path_factory):
             write_picture(root / folder / f"{i}.png", seed=zlib.crc32(f"{folder}{i}".encode()))
     shutil.copytree(root / "my_parts", root / "parts", ignore=lambda *_: {"train"})
     save({}, root / "weights")
+    Image.open(root / "photos" / "0.png").save(root / "photo.jpg")
     (root / "parts.csv").write_text("image_path,label\nphotos/0.png,good\nphotos/1.png,bad\n")
     (root / "plan.yaml").write_text(
         "datasets: [mvtec_ad]\nshots: [0, 1]\ncommon: {model: {backbone: vlad-tiny}, data: {num_workers: 0}}\n"
@@ -136,7 +142,11 @@ def prepared(command):
     """Returns a command's arguments with vlad-tiny as the encoder."""
     arguments = [WORDS.get(word, word.replace("DATA/", "data/")) for word in shlex.split(command)[1:]]
     verb = arguments[0]
-    if verb in {*VERBS, "calibrate", "export"} and "--ckpt_path" not in arguments and not arguments[1].startswith("runs/"):
+    if (
+        verb in {*VERBS, "calibrate", "export"}
+        and "--ckpt_path" not in arguments
+        and not arguments[1].startswith("runs/")
+    ):
         arguments += BACKBONE
         arguments += [word for method, words in SETTINGS.items() if method in " ".join(arguments[:3]) for word in words]
     if verb in VERBS:
@@ -174,12 +184,20 @@ def test_examples_run(source, folder, capsys):
 
 PYTHON = {  # pages whose Python is run here -> what a page's earlier commands would have left
     "get-started": ["predict photos/ --output run --heatmaps.enabled false"],
+    "export": ["export sdp --model.backbone vlad-tiny --image-size 96 --class-name part --format onnx --output out/"],
     "few_shot": [],
     "features": [],
     "heatmaps": ["predict photos/ --output out --maps png16 --heatmaps.enabled false"],
     "results": [],
 }
-ELSEWHERE = {"encoders", "export", "metrics", "pseudo_anomalies", "python", "write-a-method"}  # by the tests of their packages
+ELSEWHERE = {
+    "encoders",
+    "export",
+    "metrics",
+    "pseudo_anomalies",
+    "python",
+    "write-a-method",
+}  # by the tests of their packages
 
 
 @pytest.mark.parametrize("page", PYTHON)

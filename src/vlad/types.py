@@ -1,4 +1,4 @@
-"""What passes between the rooms: a batch, and what each joint of a method makes of it.
+"""What passes between data, methods and callbacks: a batch, and what each step of a method makes of it.
 
 An image takes one way through every method::
 

@@ -153,3 +153,13 @@ def test_a_method_that_needs_them_says_so(tiny, mvtec, tmp_path):
     method = NearestPatch(tiny, None, 64, [2])
     with pytest.raises(MethodError, match="NearestPatch compares with reference images and has none"):
         trainer(tmp_path).test(method, data_of(method, mvtec, test="mvtec_ad"))
+
+
+def test_a_trainer_without_a_place_leaves_nothing_in_the_working_folder(sdp, mvtec, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False).test(
+        sdp, data_of(sdp, mvtec, test="mvtec_ad", shots=1), verbose=False
+    )
+    assert sdp.fitted
+    assert list((tmp_path / "here").iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,7 +21,8 @@ __all__ = ["References"]
 class References(Callback):
     """Fits the method on the data module's references ahead of testing and prediction.
 
-    Leaves ``references.csv`` in the run folder: data set, category, image id, path and SHA-256 of every one.
+    Leaves ``references.csv`` in the run folder: data set, category, image id, path and SHA-256 of every one. A trainer
+    with neither a logger nor a ``default_root_dir`` has no such folder.
     """
 
     def __init__(self, save: bool = False) -> None:
@@ -61,7 +63,8 @@ class References(Callback):
         records = data.reference_records()
         categories = records.groupby(["dataset", "category"], sort=False).ngroups
         print(f"references: {len(records)} normal images of {categories} categories", flush=True)
-        if folder is not None:
+        asked = bool(trainer.loggers) or Path(trainer.default_root_dir).resolve() != Path.cwd()
+        if folder is not None and asked:  # a trainer that was given no place has the working folder
             write_frame(folder / "references.csv", records)
         if self.save and folder is not None:
             trainer.save_checkpoint(folder / "checkpoints" / "references.ckpt", weights_only=True)

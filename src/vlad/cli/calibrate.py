@@ -107,7 +107,7 @@ def _typed(cls: type, section: str, texts: Mapping[str, str]) -> dict[str, Any]:
     from contextlib import redirect_stderr
     from io import StringIO
 
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
     from vlad.methods.arguments import init_parameters
 
@@ -125,7 +125,8 @@ def _typed(cls: type, section: str, texts: Mapping[str, str]) -> dict[str, Any]:
             parsed = parser.parse_args(given)[section]
     except (ArgumentError, SystemExit) as error:
         raise OptionError(f"--{section}: {' '.join(str(error).split())[:300]}") from error
-    return {name: parsed[name] for name in dict.fromkeys(text.partition(".")[0] for text in texts)}
+    found = {name: parsed[name] for name in dict.fromkeys(text.partition(".")[0] for text in texts)}
+    return {name: value.as_dict() if isinstance(value, Namespace) else value for name, value in found.items()}
 
 
 def _load(options: argparse.Namespace, settings: Mapping[str, str]) -> tuple[Method, Path | None]:

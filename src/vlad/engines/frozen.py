@@ -175,7 +175,7 @@ def set_engine(method: Method, engine: FrozenEngine | None) -> None:
         engine: The engine; None for torch as ever.
 
     Raises:
-        MethodError: The method's image tower is not frozen, such as one with learned prompts among its tokens.
+        MethodError: The method has no frozen pass, such as one with learned tokens in its image tower.
     """
     method.engine = None
     if engine is None:
@@ -192,7 +192,7 @@ def set_engine(method: Method, engine: FrozenEngine | None) -> None:
         method.engine = None
         raise MethodError(
             f"{type(method).__name__} has no frozen pass that an engine could take over: what it has learned takes "
-            "part in its image tower; vlad export makes a file of the whole of it"
+            "part in its image tower, or it does not encode through Method.frozen; vlad export may write all of it"
         )
     finally:
         method.feature_cache = cache
