@@ -176,7 +176,7 @@ class CLIPADA(Method):
         return max(1, self.backbone.depth // 4)
 
     def _crop(self, images: Tensor, boxes: Tensor | None) -> Tensor:
-        boxes = full_boxes(len(images), images.device) if boxes is None else boxes
+        boxes = full_boxes(images.shape[0], images.device) if boxes is None else boxes
         return crop_regions(images, boxes, self.image_size)
 
     def _encode_views(self, views: Tensor) -> Features:
@@ -226,7 +226,7 @@ class CLIPADA(Method):
     @staticmethod
     def enlarge(levels: Tensor, size: tuple[int, int]) -> Tensor:
         """Enlarges the mean of the levels (B, L, g, g) to logits (B, H, W)."""
-        return paste_maps(levels.mean(1), full_boxes(len(levels), levels.device), size[0])[0]
+        return paste_maps(levels.mean(1), full_boxes(levels.shape[0], levels.device), size[0])[0]
 
     def map_of(self, scores: Scores, size: tuple[int, int]) -> Tensor:
         """Returns the abnormal probability, refined where a refinement is."""
