@@ -88,3 +88,20 @@ def test_predict_with_an_engine_tells_it(tiny, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["engine"].startswith("openvino ")
     result = vlad.load("sdp", engine="openvino", backbone=tiny, image_size=64, layers=[2, 4])
     assert result.predict(tmp_path / "photos" / "0.png").score is not None
+
+
+def test_a_decision_belongs_to_the_engine_that_it_was_made_with(tiny, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("openvino", reason="the extra 'export' is not installed")
+    monkeypatch.chdir(tmp_path)
+    for number in range(22):
+        write_picture(tmp_path / "good" / f"{number}.png", seed=number)
+    small = ["--model.backbone", tiny, "--model.image_size", "64", "--model.layers", "[2,4]"]
+    made = ["calibrate", "sdp", "good/", *small, "--accelerator", "cpu", "--output", "d.json"]
+    assert main([*made, "--engine", "openvino", "--data.num_workers", "0"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    assert "--engine openvino" in line
+    again = ["predict", "good/0.png", "--model", "sdp", *small, "--decision", "d.json", "--data.num_workers", "0"]
+    again += ["--heatmaps.enabled", "false", "--report.enabled", "false", "--trainer.accelerator", "cpu"]
+    assert main([*again, "--engine", "openvino"]) == 0
+    assert main(again) == 1
+    assert "engine" in capsys.readouterr().err

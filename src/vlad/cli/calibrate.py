@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
                         "--data.batch_size 32")  # fmt: skip
     method.add_argument("--tile", type=int, metavar="N", help="score by tiles of N pixels, as --tile of predict")
     method.add_argument("--overlap", type=float, metavar="SHARE", help="share of a tile that its neighbours cover too")
+    method.add_argument("--engine", choices=("openvino", "onnx", "torch"), help="as --engine of predict")
+    method.add_argument("--engine.precision", dest="engine_precision", default="fp32", choices=("fp32", "bf16"),
+                        help="as --engine.precision of predict")  # fmt: skip
     method.add_argument("--precision", default="32-true", choices=_PRECISIONS, help="as --trainer.precision of predict")
     method.add_argument(
         "--accelerator", default="auto", choices=("auto", "cpu", "gpu", "mps"), help="where it is scored"
@@ -200,6 +203,7 @@ def _calibrate(options: argparse.Namespace, settings: Mapping[str, Mapping[str, 
     from vlad.decision.make import describe, make_decision
     from vlad.decision.records import refuse_transductive
     from vlad.decision.scoring import score_images
+    from vlad.engines.frozen import FrozenEngine, set_engine
     from vlad.tiling import Tiling
 
     if not os.environ.get("VLAD_DEBUG"):
@@ -219,6 +223,12 @@ def _calibrate(options: argparse.Namespace, settings: Mapping[str, Mapping[str, 
     refuse_transductive(method)
     if tiling is not None:
         tiling.apply(method)
+    if options.engine is not None:
+        if options.precision != "32-true":
+            raise OptionError("--engine and --precision exclude each other: leave one out")
+        set_engine(method, FrozenEngine(options.engine, options.engine_precision, tell=print))
+    elif options.engine_precision != "fp32":
+        raise OptionError("--engine.precision needs an engine: --engine openvino, or torch")
     if (options.references or options.shots) and not method.tags.takes_references:
         raise OptionError(f"{type(method).__name__} takes no reference images; leave out --references and --shots")
     chosen = choose_images(
@@ -274,6 +284,8 @@ def _next(
     words += ["--trainer.precision", options.precision] if options.precision != "32-true" else []
     words += ["--tile", str(options.tile)] if options.tile is not None else []
     words += ["--overlap", f"{options.overlap:g}"] if options.overlap is not None else []
+    words += ["--engine", options.engine] if options.engine else []
+    words += ["--engine.precision", options.engine_precision] if options.engine_precision != "fp32" else []
     words += ["--allow-untrained"] if options.allow_untrained else []
     if chosen.references is not None:
         words += ["--references", *_references(options, chosen, output)]
