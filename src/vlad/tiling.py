@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,7 @@ from torch import Tensor
 from vlad.clip.similarity import restrict
 from vlad.datamodules.fitting import normalised, seen_part
 from vlad.errors import MethodError, OptionError
-from vlad.types import Batch, Prediction, Preprocess, Requirements
-
-if TYPE_CHECKING:
-    from vlad.methods.base import Method
+from vlad.types import Batch, Prediction, Preprocess, Requirements, Tags
 
 __all__ = ["FitsReferences", "Tiling", "fit_references", "requirements_of", "window_starts", "window_weights"]
 
@@ -69,6 +66,22 @@ class _Window(NamedTuple):
     column: int
 
 
+class Tiled(Protocol):
+    """What can be scored by tiles; every :class:`vlad.Method` is one."""
+
+    tiling: Tiling | None
+
+    @property
+    def tags(self) -> Tags:
+        """See :class:`vlad.Method`."""
+        ...
+
+    @property
+    def requirements(self) -> Requirements:
+        """See :class:`vlad.Method`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Tiling:
     """How images are tiled.
@@ -111,7 +124,7 @@ class Tiling:
             return None
         return cls(tile, 0.25 if overlap is None else overlap, batch_size)
 
-    def apply(self, method: Method) -> None:
+    def apply(self, method: Tiled) -> None:
         """Lets a method score by tiles.
 
         Raises:
@@ -213,7 +226,7 @@ def _at_size(maps: Tensor, size: tuple[int, int], preprocess: Preprocess) -> Ten
     return F.pad(values, rest, mode="replicate")[:, 0] if any(rest) else values[:, 0]
 
 
-def requirements_of(method: Method) -> Requirements:
+def requirements_of(method: Tiled) -> Requirements:
     """Returns what the data module has to know of a method: whole images, where it scores by tiles."""
     wanted = method.requirements
     if method.tiling is None:
@@ -237,5 +250,5 @@ def fit_references(method: FitsReferences, batches: Iterable[Batch]) -> None:
     """
     tiling: Tiling | None = getattr(method, "tiling", None)
     if tiling is not None:
-        batches = tiling.batches(batches, cast("Method", method).requirements.preprocess)
+        batches = tiling.batches(batches, cast("Tiled", method).requirements.preprocess)
     method.fit_references(batches)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,10 @@ from vlad.engines.sessions import Engine, Session, engine_version, has_bf16, ope
 from vlad.errors import MethodError, OptionError, VladError
 from vlad.features.cache import encoder_facts, leaves_of, rebuild
 from vlad.files import cache_folder, scratch_folder, write_json
-from vlad.types import map_tensors
+from vlad.types import Requirements, map_tensors
 
 if TYPE_CHECKING:
     from vlad.encoders import Encoder
-    from vlad.methods.base import Method
 
 __all__ = ["EnginePrecision", "FrozenEngine", "set_engine"]
 
@@ -155,6 +154,31 @@ def _replace(partial: Path, folder: Path) -> None:
         file.replace(folder / file.name)
 
 
+class Encodes(Protocol):
+    """What an engine can be given to; every :class:`vlad.Method` is one."""
+
+    engine: FrozenEngine | None
+    feature_cache: Any
+
+    @property
+    def requirements(self) -> Requirements:
+        """See :class:`vlad.Method`."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        ...
+
+    def eval(self) -> Encodes:
+        """See :class:`torch.nn.Module`."""
+        ...
+
+    def encode(self, images: torch.Tensor) -> Any:
+        """See :class:`vlad.Method`."""
+        ...
+
+
 class _AskedError(Exception):
     """A method has asked for its frozen pass."""
 
@@ -167,7 +191,7 @@ class _Probe:
         raise _AskedError
 
 
-def set_engine(method: Method, engine: FrozenEngine | None) -> None:
+def set_engine(method: Encodes, engine: FrozenEngine | None) -> None:
     """Gives a method an engine, or takes it away.
 
     Args:
