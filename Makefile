@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test faults lint docs clean
+.PHONY: demo test slow faults lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python experiments/demo.py
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal --durations=10
+
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal --durations=10
+	$(PYTEST) -m "not slow"
+
+# Trained methods on rendered images, processes, kills, exported graphs, every command of the documentation.
+slow: $(INSTALLED)
+	$(PYTEST) -m slow
 
 # Some thousand damaged files, hostile names, kills and full disks; the report is faults.md.
 faults: $(INSTALLED)

@@ -1,6 +1,7 @@
 """Fixtures shared by the suite: goldens on disk as CLIP folders, a tiny random CLIP, little data sets."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from tests_support import DATA, GOLDENS, Golden, golden, write_mvtec
 
 from vlad.clip.backbone import random_clip
 from vlad.testing import TINY_CLIP, tiny_clip
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs: tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -165,6 +165,7 @@ def parsed(arguments, capsys):
     assert "model" in yaml.safe_load(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", EXAMPLES)
 def test_examples_run(source, folder, capsys):
     for command in EXAMPLES[source]:
@@ -200,6 +201,7 @@ ELSEWHERE = {
 }  # by the tests of their packages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PYTHON)
 def test_python_of_pages_runs(page, folder, monkeypatch, capsys):
     plain = vlad.loading.load

@@ -14,6 +14,8 @@ from vlad.benchmark import read_plan
 from vlad.cli import main
 from vlad.datamodules.catalog import get_record
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "experiments"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 GRIDS = sorted(FOLDER.rglob("*.toml"))

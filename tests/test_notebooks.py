@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TUTORIALS = sorted((Path(__file__).parents[1] / "docs" / "tutorials").glob("*.ipynb"))
 SHOWN = {  # what a reader must see at the end of it
     "photos-to-decisions": ("anomalous", "normal"),

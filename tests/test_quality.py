@@ -15,6 +15,8 @@ from vlad.datamodules import AnomalyDataModule
 from vlad.pseudo_anomalies import Synthesizer
 from vlad.registry import discover, get_method
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "sdp": {"sigma": 3.0},
     "sdp_plus": {"sigma": 3.0, "lr": 1e-3},

@@ -347,6 +347,7 @@ def test_a_run_that_fails_in_its_first_batch_leaves_no_folder(here, monkeypatch)
 # -- several processes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_process_follows_when_another_run_has_taken_the_name(here, tmp_path):
     """The name is known before the folder is made; here another run makes it in between."""
     script = tmp_path / "command.py"  # each process is started by this file's path

@@ -63,6 +63,7 @@ def requested(browser):
     return found
 
 
+@pytest.mark.slow
 @browser_needed
 def test_an_image_is_dropped_and_the_threshold_flips_its_decision(page, browser, tmp_path):
     from selenium.webdriver.common.by import By

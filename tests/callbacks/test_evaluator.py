@@ -281,6 +281,7 @@ def fit_and_test(rank, port, folder, queue):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes(tmp_path):
     with socket.socket() as free:

@@ -14,7 +14,7 @@ import yaml
 from vlad.benchmark.run import run_cells
 from vlad.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture

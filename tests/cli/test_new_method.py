@@ -11,6 +11,8 @@ from tests_support import write_mvtec
 
 from vlad.cli import main
 
+pytestmark = pytest.mark.slow
+
 PIP = ["-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-build-isolation", "--no-compile"]
 
 

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from tests_support import write_mvtec
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = Path(__file__).parents[1] / "plugin"
 
 

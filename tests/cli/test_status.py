@@ -79,6 +79,7 @@ def wait_for(check, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "number", "status", "line"),
     [

@@ -14,7 +14,7 @@ from vlad.errors import MethodError, OptionError
 from vlad.identity import differences, scoring_identity
 from vlad.testing import random_batch
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from vlad.errors import DataError, MethodError, OptionError, WeightsError
 from vlad.export import ExportedModel
 from vlad.export.graph import refusal
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_exported.py"
 
 

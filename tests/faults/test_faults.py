@@ -12,6 +12,8 @@ from faults.kinds import KINDS
 from faults.mutate import MUTATIONS, mutated
 from faults.special import bombs
 
+pytestmark = pytest.mark.slow
+
 _QUICK_BOMBS = (
     "40 gigapixels",
     "4 billion",

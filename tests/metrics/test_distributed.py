@@ -12,6 +12,8 @@ import vlad.metrics.pixel
 from vlad.metrics import Evaluation, PixelMetrics, RankingMetrics
 from vlad.types import Prediction
 
+pytestmark = pytest.mark.slow
+
 KEPT = vlad.metrics.pixel.KEPT
 
 

@@ -112,6 +112,7 @@ def measured(maps, masks, mode, band, **options):
     return metric.result()
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(FAMILIES)), st.sampled_from(SHAPES), st.integers(0, 10_000))
 def test_exact_equals_the_definitions_and_streaming_is_within_its_bound(family, shape, seed):
