@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -90,11 +91,17 @@ def _onnx(ort: Any, path: Path, precision: Precision, threads: int) -> Session:
     return lambda images: list(session.run(None, {name: images}))
 
 
+@cache
+def _core() -> Any:
+    """Returns OpenVINO's core, one for the process: what it unloads may crash a process that forks later."""
+    return require("openvino").Core()
+
+
 def _openvino(ov: Any, path: Path, precision: Precision, threads: int) -> Session:
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
-    compiled = ov.Core().compile_model(str(path), "CPU", settings)
+    compiled = _core().compile_model(str(path), "CPU", settings)
     requests = threading.local()  # a request runs one batch at a time
 
     def run(images: np.ndarray) -> list[np.ndarray]:
