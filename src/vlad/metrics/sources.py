@@ -17,6 +17,8 @@ from vlad.metrics.registry import check_metric, get_metric, origin_of, resolve
 
 __all__ = ["MetricSource", "metric_sources"]
 
+_NO_UPDATE = r"The ``compute`` method of metric .* was called before"  # where a category has no labels or masks
+
 
 @dataclass(frozen=True)
 class MetricSource:
@@ -66,7 +68,7 @@ class MetricSource:
             where: Of which category it is, for errors.
         """
         with self.blamed(f"failed in compute for {where}"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"The ``compute`` method of metric .* was called before")
+            warnings.filterwarnings("ignore", message=_NO_UPDATE)
             asked: Any = metric  # for methods that are optional
             values = self._named(metric.compute())
             details = self._named(asked.details()) if self.offers("details") else {}
@@ -79,7 +81,8 @@ class MetricSource:
     def curves(self, metric: Metric) -> dict[str, Any]:
         """Returns an instance's curves by name; none where it has none."""
         asked: Any = metric
-        with self.blamed("failed in curves"):
+        with self.blamed("failed in curves"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=_NO_UPDATE)
             return dict(asked.curves()) if self.offers("curves") else {}
 
     def _named(self, values: Any) -> dict[str, float]:
