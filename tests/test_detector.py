@@ -122,7 +122,7 @@ def test_the_saved_table_is_that_of_the_command(tiny, photos, tmp_path, monkeypa
 
 
 def test_workers_change_nothing(detector, photos):
-    alone, shared = (detector.predict(photos, num_workers=number) for number in (0, 2))
+    alone, shared = (detector.predict(photos, batch_size=2, num_workers=number) for number in (0, 2))
     assert [result.row() for result in alone] == [result.row() for result in shared]
 
 

@@ -7,12 +7,15 @@ import pytest
 
 HEAVY = {"torch", "lightning", "open_clip", "torchmetrics", "albumentations", "kornia", "huggingface_hub"}
 HEAVY |= {"pandas", "numpy", "cv2", "sklearn", "PIL"}
+UNUSED = {"sklearn", "joblib", "cv2", "albumentations", "kornia", "transformers", "tensorboard", "onnx", "openvino"}
 
 
-def run(code):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+def run(code, *arguments, warnings="error"):
+    """Runs code in a process of its own; returns what it imports."""
+    code += "; import sys; print('IMPORTED', *sorted(sys.modules))"
+    command = [sys.executable, "-W", warnings, "-c", code, *arguments]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name.split(".")[0] for name in out.rpartition("IMPORTED")[2].split()}
 
 
 @pytest.mark.parametrize(
@@ -25,9 +28,21 @@ def run(code):
     ],
 )
 def test_no_heavy_import(code):
-    out = run(code + "; import sys; print('IMPORTED', *sorted(sys.modules))")
-    modules = {name.split(".")[0] for name in out.rpartition("IMPORTED")[2].split()}
-    assert not modules & HEAVY
+    assert not run(code) & HEAVY
+
+
+@pytest.mark.slow
+def test_a_prediction_imports_what_it_uses(tmp_path):
+    from PIL import Image
+
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "part.png")
+    settings = ["--model", "sdp", "--model.backbone", "vlad-tiny", "--model.image_size", "96"]
+    arguments = ["predict", str(tmp_path / "part.png"), *settings, "--output", str(tmp_path / "out")]
+    code = "import sys; from vlad.cli import main; assert main(sys.argv[1:]) == 0"
+    modules = run(code, *arguments, warnings="default")
+    assert "torch" in modules
+    assert not modules & UNUSED
+    assert (tmp_path / "out/report.html").is_file()
 
 
 def test_public_names_exist():

@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -86,6 +87,13 @@ def _name(distribution: metadata.Distribution) -> str:
         return "a package without a name"
 
 
+def _about(distribution: metadata.Distribution | None) -> tuple[str, str]:
+    """Returns a distribution's name, as the registries spell it, and its version; each reading parses its metadata."""
+    if distribution is None:
+        return "unknown", "?"
+    return canonical(distribution.name or "unknown"), distribution.version or "?"
+
+
 def load(plugin: Plugin, group: str, origin: str) -> Any:
     """Imports what a plug-in declares.
 
@@ -115,8 +123,9 @@ def declared(group: str, kind: str, built_in: Mapping[str, Plugin] | None = None
     """
     built_in = built_in or {}
     found: dict[str, list[Plugin]] = {name: [plugin] for name, plugin in built_in.items()}
+    about = cache(_about)
     for entry in entries(group):
-        distribution = canonical((entry.dist and entry.dist.name) or "unknown")
+        distribution, version = about(entry.dist)
         name = canonical(entry.name)
         if not _allowed(distribution) or (distribution == "vlad" and name in built_in):
             continue
@@ -137,7 +146,7 @@ def declared(group: str, kind: str, built_in: Mapping[str, Plugin] | None = None
                 stacklevel=3,
             )
             continue
-        plugin = Plugin(name, module, attribute, distribution, (entry.dist and entry.dist.version) or "?")
+        plugin = Plugin(name, module, attribute, distribution, version)
         if plugin not in found.setdefault(name, []):  # an editable install may be listed twice
             found[name].append(plugin)
     chosen = {}

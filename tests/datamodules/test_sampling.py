@@ -42,6 +42,15 @@ def test_batches_in_order_have_one_size_each(mixed):
     assert len(loader) == 4
 
 
+def test_a_single_batch_of_a_prediction_is_read_by_the_process_itself(mixed):
+    workers = []
+    for batch_size in (5, 3):
+        data = small_data(predict=mixed, batch_size=batch_size, num_workers=2)
+        data.setup("predict")
+        workers.append(data.predict_dataloader().num_workers)
+    assert workers == [0, 2]
+
+
 def test_image_and_mask_are_cut_alike(mixed):
     """Resized to 98 x 130, of which the right four columns are left over."""
     data = small_data(preprocess=KEEP, test=mixed)

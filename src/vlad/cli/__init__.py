@@ -158,6 +158,7 @@ def _pair(argument: str) -> list[str]:
 
 def _run(verb: str, arguments: list[str]) -> int:
     """Runs a verb; every error that the user can fix becomes one line."""
+    from vlad.cli.lifetime import importing
     from vlad.cli.signals import Terminated, terminable
     from vlad.errors import OptionError, VladError
 
@@ -166,7 +167,9 @@ def _run(verb: str, arguments: list[str]) -> int:
         with terminable(), _short_warnings(), _weights_folder(verb, arguments) as arguments:
             if verb in _RUNS:
                 import_module("vlad.cli.early").refuse_missing(verb, arguments)
-            return getattr(import_module(module), function)([verb, *arguments]) or 0
+            with importing():
+                verb_function = getattr(import_module(module), function)
+            return verb_function([verb, *arguments]) or 0
     except VladError as error:
         if os.environ.get("VLAD_DEBUG"):
             raise
@@ -192,4 +195,9 @@ def _run(verb: str, arguments: list[str]) -> int:
 
 def command() -> None:
     """Entry point of the console script: runs the command and exits with its status."""
-    sys.exit(main())
+    from vlad.cli.lifetime import begin, end
+
+    begin()
+    status = main()
+    end(status)
+    sys.exit(status)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from vlad.cli.lifetime import importing
 from vlad.errors import OptionError
 
 if TYPE_CHECKING:
@@ -72,9 +73,10 @@ def _open(options: argparse.Namespace, load: Callable[[str], Detector], bound: s
     import os
     import tempfile
 
+    with importing():
+        from vlad.cli.lightning import _quiet
     from vlad.app.bench import Bench, training_free
     from vlad.app.page import build
-    from vlad.cli.lightning import _quiet
     from vlad.cli.serve import tell_reach, url_of
     from vlad.serve.server import serve
 

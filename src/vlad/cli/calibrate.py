@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlad.cli.lifetime import importing
 from vlad.errors import OptionError, nearest
 
 if TYPE_CHECKING:
@@ -158,7 +159,8 @@ def run(arguments: list[str]) -> int:
     """Runs ``vlad calibrate``; the arguments start with the verb."""
     rest, settings = _settings(arguments[1:])
     options = _parser().parse_intermixed_args(rest)
-    from vlad.decision.make import Wish
+    with importing():
+        from vlad.decision.make import Wish
     from vlad.runs.pointers import resolve_run
 
     options.method = str(resolve_run(options.method))

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlad.cli.lifetime import importing
 from vlad.errors import OptionError
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def run(arguments: list[str]) -> int:
         raise OptionError("--tolerance and --check-limit are numbers above 0")
     if Path(options.output).exists() and not Path(options.output).is_dir():
         raise OptionError(f"--output {options.output} is a file; give a folder")
-    from vlad.export.write import ExportWish, refuse_combination
+    with importing():
+        from vlad.export.write import ExportWish, refuse_combination
 
     wish = ExportWish(
         engine=options.format,

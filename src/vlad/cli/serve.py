@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from vlad.cli.lifetime import importing
 from vlad.errors import OptionError, VladError
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ def _serve(options: argparse.Namespace, settings: Mapping[str, str], bound: sock
 
     from PIL import Image
 
-    from vlad.cli.lightning import _quiet
+    with importing():
+        from vlad.cli.lightning import _quiet
     from vlad.serve.counters import Counters
     from vlad.serve.http import Limits, build
     from vlad.serve.server import serve

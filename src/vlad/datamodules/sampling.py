@@ -113,7 +113,7 @@ def build_prediction_loader(
     Args:
         dataset: The dataset, whole.
         batch_size: Images of a batch, at most.
-        num_workers: Processes that read images, at most.
+        num_workers: Processes that read images, at most; none for a single batch, which nothing could go on beside.
         leave_out: Rows that are scored already.
         rank: Number of the process.
         world_size: Number of processes; they share the batches.
@@ -124,7 +124,8 @@ def build_prediction_loader(
     batches = PredictionBatches(
         own, batch_size, total=len(dataset), leave_out=leave_out, rank=rank, world_size=world_size, sizes=sizes
     )
-    loader = _loader(dataset, min(num_workers, len(batches)), batch_sampler=batches)
+    workers = min(num_workers, len(batches)) if len(batches) > 1 else 0
+    loader = _loader(dataset, workers, batch_sampler=batches)
     # Lightning takes a loader with a distributed sampler as shared already. Its own pads, or fails where there are
     # fewer images than processes.
     object.__setattr__(loader, "sampler", own)

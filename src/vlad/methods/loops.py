@@ -124,12 +124,13 @@ class Loops(LightningModule):
     # -- loops ---------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Callback]:
-        """Evaluation and references, where the trainer has not got them already."""
+        """References, and but for prediction evaluation, where the trainer has not got them already."""
         from vlad.callbacks.evaluator import Evaluator
         from vlad.callbacks.references import References
 
         present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [kind() for kind in (Evaluator, References) if kind not in present]
+        wanted = (References,) if self.trainer.predicting else (Evaluator, References)
+        return [kind() for kind in wanted if kind not in present]
 
     def refuse_training_free(self) -> None:
         """Raises MethodError where there is nothing to train."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Representative", "representative_vector"]
+__all__ = ["Representative", "dbscan_labels", "representative_vector"]
 
 Representative = Literal["mean", "dbscan", "mean_shift", "kde", "pca"]
 
@@ -26,11 +26,32 @@ def _largest_cluster(rows: Tensor, labels: Tensor) -> Tensor | None:
     return rows[labels == largest].mean(0)
 
 
-def _dbscan(rows: Tensor, eps: float, min_samples: int) -> Tensor:
-    from sklearn.cluster import DBSCAN
+def dbscan_labels(rows: Tensor, eps: float, min_samples: int) -> Tensor:
+    """Clusters rows by density, as scikit-learn's DBSCAN, whose import would take longer than all of the text tower.
 
-    found = DBSCAN(eps=eps, min_samples=min_samples).fit(rows.cpu().numpy())
-    vector = _largest_cluster(rows, torch.as_tensor(found.labels_, device=rows.device).long())
+    Args:
+        rows: Points (N, D).
+        eps: Radius of a neighbourhood.
+        min_samples: Rows in a core row's neighbourhood, itself included.
+
+    Returns:
+        Clusters (N,), int64, each named by its first core row; -1 for noise. A row at the border of several is in that
+        with the lowest name.
+    """
+    points = rows.detach().cpu().double()
+    near = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") <= eps
+    core = near.sum(1) >= min_samples
+    reached = near & core  # by each row, which core rows
+    names = torch.arange(len(points))
+    while True:
+        lowest = torch.where(reached, names, len(points)).amin(1)
+        if torch.equal(lowest[core], names[core]):
+            return torch.where(reached.any(1), lowest, -1)
+        names = torch.where(core, lowest, names)
+
+
+def _dbscan(rows: Tensor, eps: float, min_samples: int) -> Tensor:
+    vector = _largest_cluster(rows, dbscan_labels(rows, eps, min_samples).to(rows.device))
     if vector is None:  # the published code stops here; the mean is what a single cluster would give
         warnings.warn(f"DBSCAN(eps={eps}, min_samples={min_samples}) found no cluster; using the mean", stacklevel=3)
         return rows.mean(0)
