@@ -15,6 +15,8 @@ from tests_support import SMALL, write_picture
 import vlad
 from vlad.cli import main
 from vlad.decision.conformal import conformal_threshold
+from vlad.engines import has_bf16
+from vlad.engines.mixed import attention_products
 from vlad.engines.pt2 import load_program
 from vlad.errors import DataError, MethodError, OptionError, WeightsError
 from vlad.export import ExportedModel
@@ -154,6 +156,38 @@ def test_eight_bits_are_measured_and_refused_beyond_the_bound(tiny, tmp_path, ca
     (accuracy,) = facts["accuracy"].values()
     assert set(accuracy["before"]) >= {"image_auroc"}
     assert facts["check"]["map"]["of_range"] > 1e-6  # eight bits leave a trace
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this CPU has no bfloat16 arithmetic")
+@pytest.mark.parametrize("format_name", ["torch", "openvino"])
+def test_bfloat16_is_near_and_the_head_is_exact(tiny, tmp_path, format_name):
+    if format_name == "openvino":
+        pytest.importorskip("openvino", reason="the extra 'export' is not installed")
+    low = ["--format", format_name, "--precision", "bf16", "--tolerance", "0.05", "--output", str(tmp_path)]
+    assert main(["export", "sdp", *settings(tiny), *low]) == 0
+    model = ExportedModel.load(tmp_path, threads=1)
+    assert 1e-6 < model.facts["check"]["map"]["of_range"] < 0.05
+    assert model(np.zeros((3, 3, 64, 64), np.float32))[0].shape == (3, 64, 64)
+
+
+def test_calibrated_eight_bits_leave_attention_alone(tiny, tmp_path):
+    openvino = pytest.importorskip("openvino", reason="the extra 'export' is not installed")
+    for number in range(4):
+        write_picture(tmp_path / "good" / f"{number}.png", seed=number)
+    low = ["--format", "openvino", "--precision", "int8", "--quantise-images", str(tmp_path / "good")]
+    assert main(["export", "sdp", *settings(tiny), *low, "--tolerance", "0.5", "--output", str(tmp_path / "out")]) == 0
+    model = openvino.Core().read_model(tmp_path / "out" / "model.xml")
+    quantised = {
+        one.get_friendly_name()
+        for one in model.get_ops()
+        if one.get_type_name() == "MatMul"
+        and any(port.get_source_output().get_node().get_type_name() == "FakeQuantize" for port in one.inputs())
+    }
+    assert len(quantised) >= 4  # both blocks' first projection and MLP
+    assert not quantised & set(attention_products(model))
+    assert not any(name.startswith("head/") for name in quantised)
+    off = json.loads((tmp_path / "out" / "model.json").read_text())["check"]["map"]["of_range"]
+    assert 1e-6 < off < 0.5
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from vlad.engines.mixed import to_bf16
 from vlad.engines.sessions import Engine, Precision, require
 from vlad.errors import MethodError
 
@@ -24,7 +25,7 @@ _BATCH = 4096  # the most images at once that a graph is promised to take
 _NAMES = {"onnx": "ONNX", "openvino": "OpenVINO", "torch": "torch"}
 
 
-def capture(module: nn.Module, inputs: Tensor | tuple[Tensor, ...], *, bf16: bool = False) -> ExportedProgram:
+def capture(module: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> ExportedProgram:
     """Traces a module of one argument, its batch left open.
 
     It is run once ahead, so that what methods remember (positions, texts) is there as numbers.
@@ -32,13 +33,11 @@ def capture(module: nn.Module, inputs: Tensor | tuple[Tensor, ...], *, bf16: boo
     Args:
         module: From images (N, 3, H, W), or a tuple of tensors (N, …), to such a tuple; in evaluation mode.
         inputs: An example of its argument, N being two or more.
-        bf16: Whether it is traced under the CPU's autocast to bfloat16.
 
     Raises:
         MethodError: It cannot be traced; the message holds torch's reason.
     """
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False)
-    with torch.inference_mode(False), torch.no_grad(), _quiet(), autocast:
+    with torch.inference_mode(False), torch.no_grad(), _quiet():
         module(inputs)
         batch = {0: Dim("batch", min=1, max=_BATCH)}
         shapes = batch if isinstance(inputs, Tensor) else tuple(batch for _ in inputs)
@@ -86,7 +85,7 @@ def to_openvino(program: ExportedProgram, outputs: Sequence[str]) -> Any:
 def write_graph(
     engine: Engine, program: ExportedProgram, path: Path, outputs: Sequence[str], precision: Precision = "fp32"
 ) -> Path:
-    """Writes a program; its weights in half precision with ``fp16``.
+    """Writes a program; its weights in half precision with ``fp16``, its products in bfloat16 with OpenVINO's ``bf16``.
 
     Args:
         engine: What is going to run it.
@@ -109,7 +108,10 @@ def write_graph(
             _halve(target)
     else:
         target = path.with_name(f"{path.name}.xml")
-        require("openvino").save_model(to_openvino(program, outputs), target, compress_to_fp16=precision == "fp16")
+        model = to_openvino(program, outputs)
+        if precision == "bf16":
+            to_bf16(model)
+        require("openvino").save_model(model, target, compress_to_fp16=precision == "fp16")
     return target
 
 

@@ -27,7 +27,7 @@ __all__ = ["EnginePrecision", "FrozenEngine", "set_engine"]
 EnginePrecision = Literal["fp32", "bf16"]
 Tree = TypeVar("Tree")
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class FrozenEngine:
@@ -116,7 +116,7 @@ class FrozenEngine:
         threads, size = torch.get_num_threads(), "x".join(map(str, images.shape[-2:]))
         if (folder / "facts.json").is_file():
             try:
-                session = open_session(self.name, file, precision=self.precision, threads=threads)
+                session = open_session(self.name, file, threads=threads)
                 self._tell(f"engine: {self.label}, {size}, compiled before ({folder})")
                 return session
             except VladError as error:
@@ -127,10 +127,10 @@ class FrozenEngine:
         program = capture(_Frozen(compute, encoder), images[:1].detach().clone().repeat(2, 1, 1, 1))
         with scratch_folder(folder) as partial:
             outputs = [f"output_{number}" for number in range(len(facts["names"]))]
-            write_graph(self.name, program, partial / "frozen", outputs)
+            write_graph(self.name, program, partial / "frozen", outputs, self.precision)
             write_json(partial / "facts.json", facts)
             _replace(partial, folder)
-        session = open_session(self.name, file, precision=self.precision, threads=threads)
+        session = open_session(self.name, file, threads=threads)
         self._tell(f"engine: {self.label}, {size}, compiled in {time.monotonic() - started:.0f} s ({folder})")
         return session
 

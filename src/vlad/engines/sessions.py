@@ -58,14 +58,12 @@ def has_bf16() -> bool:
     return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
 
 
-def open_session(engine: Engine, path: Path, *, precision: Precision = "fp32", threads: int = 0) -> Session:
+def open_session(engine: Engine, path: Path, *, threads: int = 0) -> Session:
     """Opens a file.
 
     Args:
         engine: What runs it.
         path: ``.onnx``, OpenVINO's ``.xml`` with its ``.bin`` beside it, or ``.pt2`` of ``torch.export``.
-        precision: What it is computed in. OpenVINO chooses bfloat16 by itself where the CPU has it, unless it is told
-            otherwise, as it is here with everything but ``bf16``.
         threads: Threads of the engine; 0 leaves it to the engine. Torch has its own, for the whole process.
 
     Raises:
@@ -74,7 +72,7 @@ def open_session(engine: Engine, path: Path, *, precision: Precision = "fp32", t
     opened = {"onnx": _onnx, "openvino": _openvino, "torch": _torch}[engine]
     module = require(_MODULES[engine])
     try:
-        return opened(module, path, precision, threads)
+        return opened(module, path, threads)
     except VladError:
         raise
     except Exception as error:  # each engine raises kinds of its own
@@ -82,7 +80,7 @@ def open_session(engine: Engine, path: Path, *, precision: Precision = "fp32", t
         raise MethodError(f"{path} cannot be opened by {_MODULES[engine]}: {cause[:300]}") from error
 
 
-def _onnx(ort: Any, path: Path, precision: Precision, threads: int) -> Session:
+def _onnx(ort: Any, path: Path, threads: int) -> Session:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -97,8 +95,9 @@ def _core() -> Any:
     return require("openvino").Core()
 
 
-def _openvino(ov: Any, path: Path, precision: Precision, threads: int) -> Session:
-    settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "PERFORMANCE_HINT": "LATENCY"}
+def _openvino(ov: Any, path: Path, threads: int) -> Session:
+    # Without the hint OpenVINO computes all of a graph in bfloat16 wherever the CPU has it.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     compiled = _core().compile_model(str(path), "CPU", settings)
@@ -113,7 +112,7 @@ def _openvino(ov: Any, path: Path, precision: Precision, threads: int) -> Sessio
     return run
 
 
-def _torch(torch: Any, path: Path, precision: Precision, threads: int) -> Session:
+def _torch(torch: Any, path: Path, threads: int) -> Session:
     from vlad.engines.pt2 import load_program
 
     module = load_program(path).module()

@@ -40,23 +40,31 @@ class ScoringGraph(nn.Module):
         references: Patch tokens of one category's references, per level (N, D), or None.
     """
 
-    def __init__(self, method: Method, class_name: str, category: str | None) -> None:
+    def __init__(self, method: Method, class_name: str, category: str | None, *, bf16: bool = False) -> None:
         """Takes the text of a class and the references of a category.
 
         Args:
             method: The method, trained and fitted, in evaluation mode.
             class_name: What is in the images.
             category: Whose references, ``dataset/category``; None without.
+            bf16: Whether the encoder computes under the CPU's autocast to bfloat16; what follows keeps float32.
         """
         super().__init__()
-        self.method = method
+        self.method, self.bf16 = method, bf16
         self.text: Any = method.texts([class_name])
         self.references = None if category is None else method.memory.levels_of(category)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores normalised images (N, 3, H, W): maps (N, H, W) and scores (N,), float32."""
         text = map_tensors(lambda tensor: tensor.expand(images.shape[0], *tensor.shape[1:]), self.text)
-        prediction = self.method(images, text, self.references)
+        if self.bf16:  # inside of the graph: torch.export leaves out what is switched on around it
+            with torch.autocast("cpu", torch.bfloat16):
+                encoded = self.method.encode(images)
+            features = map_tensors(lambda tensor: tensor.float(), encoded)
+            scores = self.method.compare(features, text, self.references)
+            prediction = self.method.finish(scores, (images.shape[-2], images.shape[-1]))
+        else:
+            prediction = self.method(images, text, self.references)
         return prediction.anomaly_map.float(), prediction.image_score.float()
 
 
@@ -133,8 +141,8 @@ def with_help(reason: str, class_path: str) -> str:
     return f"{reason}; {_HELP[class_path]}" if class_path in _HELP else reason
 
 
-def checked_graph(method: Method, class_name: str, category: str | None) -> ScoringGraph:
-    """Returns the graph of a method that is fit to score.
+def checked_graph(method: Method, class_name: str, category: str | None, *, bf16: bool = False) -> ScoringGraph:
+    """Returns the graph of a method that is fit to score; arguments as for :class:`ScoringGraph`.
 
     Raises:
         MethodError: It is untrained, lacks references, or is of a kind that cannot be exported.
@@ -144,4 +152,4 @@ def checked_graph(method: Method, class_name: str, category: str | None) -> Scor
         raise MethodError(reason)
     method.refuse_unfit()
     with torch.inference_mode(False), torch.no_grad():
-        return ScoringGraph(method.eval(), class_name, category)
+        return ScoringGraph(method.eval(), class_name, category, bf16=bf16)

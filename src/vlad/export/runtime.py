@@ -57,7 +57,7 @@ class ExportedModel:
             with path.open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
                     raise WeightsError(f"{path} is not the file that was exported (another SHA-256); export again")
-        self._run = open_session(facts["engine"], self.file, precision=facts["precision"], threads=threads)
+        self._run = open_session(facts["engine"], self.file, threads=threads)
         self._size = tuple(facts["input"]["shape"][2:])
 
     @classmethod

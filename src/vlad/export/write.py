@@ -21,7 +21,7 @@ from vlad.errors import MethodError, OptionError
 from vlad.export.calibrate import calibrate, refuse_known
 from vlad.export.check import Accuracy, CheckSet, Deviation, measure
 from vlad.export.graph import OUTPUTS, ScoringGraph, capture_parts, checked_graph, with_help
-from vlad.export.low import write_bf16, write_int8_onnx, write_int8_openvino
+from vlad.export.low import write_bf16_openvino, write_int8_onnx, write_int8_openvino
 from vlad.export.runtime import FORMAT
 from vlad.files import scratch_folder, write_json
 from vlad.identity import scoring_identity
@@ -123,14 +123,15 @@ def export_class(
         MethodError: The method cannot be exported, or the graph deviates too much; nothing is left then.
     """
     method = detector.method
-    graph = checked_graph(method, class_name, category)
+    autocast = (wish.engine, wish.precision) == ("torch", "bf16")
+    graph = checked_graph(method, class_name, category, bf16=autocast)
     quantise = _quantisation_images(detector, wish, sets, size, class_name, run)
     example = torch.zeros(2, 3, *size)
     try:
         with scratch_folder(target) as folder:
             file = _write(wish, graph, example, folder / target.name, quantise)
             threads = torch.get_num_threads()
-            session = open_session(wish.engine, file, precision=wish.precision, threads=threads)
+            session = open_session(wish.engine, file, threads=threads)
 
             def score(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 anomaly_map, image_score = session(images)
@@ -157,15 +158,19 @@ def export_class(
 
 
 def _write(wish: ExportWish, graph: ScoringGraph, example: Tensor, path: Path, quantise: Sequence[np.ndarray]) -> Path:
-    """Writes the graph; below fp32 what follows the encoder keeps float32, but for torch's own bfloat16."""
+    """Writes the graph; below fp32 what follows the encoder keeps float32."""
     kind = wish.engine, wish.precision
     if kind == ("openvino", "bf16"):
-        return write_bf16(capture_parts(graph, example), path)
+        return write_bf16_openvino(capture_parts(graph, example), path)
     if kind == ("openvino", "int8"):
         return write_int8_openvino(capture_parts(graph, example), quantise, path)
     if kind == ("onnx", "int8"):
         return write_int8_onnx(capture_parts(graph, example), path)
-    program = capture(graph, example, bf16=wish.precision == "bf16")
+    program = capture(graph, example)
+    if kind == ("torch", "bf16"):
+        program = program.run_decompositions(
+            {}
+        )  # conversions in place of regions of autocast, which a file cannot hold
     return write_graph(wish.engine, program, path, OUTPUTS, wish.precision)
 
 
