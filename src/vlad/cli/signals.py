@@ -20,10 +20,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlad.signals import handling
+
 __all__ = ["Terminated", "forward_to", "hold", "pending", "release", "terminable"]
 
 _PATIENCE = 30.0  # seconds that an ending may take
-_NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Terminated(BaseException):
@@ -96,16 +97,11 @@ def terminable() -> Iterator[None]:
         yield
         return
     _state = _State()
-    before = {number: signal.getsignal(number) for number in _NUMBERS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, _handle)
-    try:
-        yield
-    finally:
-        _state = _State()
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    with handling(_handle):
+        try:
+            yield
+        finally:
+            _state = _State()
 
 
 def forward_to(processes: Callable[[], list[int]]) -> None:

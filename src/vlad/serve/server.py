@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vlad.errors import OptionError
+from vlad.signals import handling
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -112,23 +111,6 @@ def serve(
     def stop(number: int, frame: Any) -> None:
         server.should_exit = True
 
-    with _handling(stop):
+    with handling(stop):
         server.run(sockets=[bound])
     return server.whole
-
-
-@contextmanager
-def _handling(stop: Any) -> Iterator[None]:
-    """Handles SIGTERM and SIGINT, unless they are ignored from outside, as by ``nohup``."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
