@@ -1,14 +1,16 @@
 """Time and memory of pixel metrics on the same synthetic maps: what the field uses, and ours.
 
-    python benchmarks/metrics.py [--sizes 256 518] [--count 100] [--out benchmarks/metrics.md]
+    python benchmarks/metrics.py [--sizes 256 518] [--count 100] [--only adeval vlad] [--out benchmarks/metrics.md]
 
-Every row runs in a process of its own. Time is CPU and wall seconds of feeding all maps and computing; memory is
-the peak of the first run over what the process held before it, the maps included. Anchors that are not installed are
+Every row runs in two processes of its own. Time is CPU and wall seconds of feeding all maps and computing; memory is
+the peak of a run over what the process held before it, the maps included, while malloc gives back at once what is freed
+(it would else count what earlier work has left, 4 to 10 MB more or less by chance). Anchors that are not installed are
 left out.
 """
 
 import argparse
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -134,19 +136,31 @@ SLOW = ("scikit", "  of", "torchmetrics", "anomalib")  # run once, the others th
 def child(name: str, maps: np.ndarray, masks: np.ndarray, warm: tuple[np.ndarray, np.ndarray], pipe: object) -> None:
     try:
         ROWS[name](*warm)  # imports and first calls are not measured
-        repeats = 1 if name.startswith(SLOW) else 3
-        times = []
         memory = forget_peak()
-        for number in range(repeats):
+        times = []
+        measuring_memory = "MALLOC_MMAP_THRESHOLD_" in os.environ
+        for _ in range(1 if measuring_memory or name.startswith(SLOW) else 3):
             cpu, wall = time.process_time(), time.perf_counter()
             ROWS[name](maps, masks)
             times.append((time.process_time() - cpu, time.perf_counter() - wall))
-            if number == 0:
-                memory = status("VmHWM") - memory
-        cpu, wall = sorted(times)[repeats // 2]
-        pipe.send((cpu, wall, memory))
+        pipe.send(status("VmHWM") - memory if measuring_memory else sorted(times)[len(times) // 2])
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}".splitlines()[0][:60])
+
+
+def run(name: str, size: int, count: int, threads: int) -> list:
+    """Returns CPU and wall seconds, and the peak of memory; or twice why there are none."""
+    context = multiprocessing.get_context("spawn")
+    results = []
+    for setting in ({}, {"MALLOC_MMAP_THRESHOLD_": "65536"}):
+        os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
+        os.environ.update(setting)  # malloc reads it when the process starts
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=load_and_run, args=(name, size, count, threads, send))
+        process.start()
+        results.append(receive.recv())
+        process.join()
+    return results
 
 
 def main() -> None:
@@ -154,25 +168,21 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 518])
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin so; ratios are to the first")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
     lines = []
     for size in options.sizes:
         lines += [f"\n{options.count} maps of {size} x {size}, {options.threads} threads\n"]
         lines += ["| what | CPU s | wall s | ratio (CPU) | ratio (wall) | extra MB |", "|---|---|---|---|---|---|"]
         base = None
-        for name in ROWS:
-            receive, send = context.Pipe(duplex=False)
-            process = context.Process(target=load_and_run, args=(name, size, options.count, options.threads, send))
-            process.start()
-            result = receive.recv()
-            process.join()
+        for name in (name for name in ROWS if name.startswith(tuple(options.only))):
+            result, memory = run(name, size, options.count, options.threads)
             if isinstance(result, str):
                 lines.append(f"| {name} | not run: {result} | | | | |")
             else:
                 base = base or result
-                cpu, wall, memory = result
+                cpu, wall = result
                 ratios = f"{base[0] / cpu:.0f}x | {base[1] / wall:.0f}x"
                 lines.append(f"| {name} | {cpu:.2f} | {wall:.2f} | {ratios} | {memory:.0f} |")
             print(lines[-1], flush=True)
@@ -185,7 +195,7 @@ def main() -> None:
 def load_and_run(name: str, size: int, count: int, threads: int, pipe: object) -> None:
     torch.set_num_threads(threads)
     maps, masks = make(size, count)
-    child(name, maps, masks, make(64, 4), pipe)
+    child(name, maps, masks, make(256, 12), pipe)  # enough for a histogram
 
 
 if __name__ == "__main__":

@@ -135,20 +135,26 @@ def pixel_curves(groups: TieGroups) -> dict[str, tuple[list[float], list[float]]
     """
     if groups.undefined:
         return {}
-    true, false = _flagged(groups)
     fine = np.concatenate([np.linspace(0, 0.05, 50), np.linspace(0.05, 1, 76)[1:]])
-    steps = _staircase(
-        groups.normal_above, groups.normal, groups.normal_total, groups.anomalous.astype(float), groups.anomalous_total
-    )
-    recall, precision = true / groups.anomalous_total, true / (true + false)
     grid = np.linspace(0, 1, 101)
-    at = np.minimum(np.searchsorted(recall, grid), len(recall) - 1)
-    found = {"roc": (fine, np.interp(fine, *steps)), "pr": (grid, precision[at])}
+    found = {"roc": (fine, np.interp(fine, *_over_normal(groups, groups.anomalous, groups.anomalous_total)))}
+    found["pr"] = (grid, _precision_at(groups, grid))
     if groups.region is not None and groups.regions:
         low = np.linspace(0, 0.3, 91)
-        steps = _staircase(groups.normal_above, groups.normal, groups.normal_total, groups.region, groups.regions)
-        found["pro"] = (low, np.interp(low, *steps))
+        found["pro"] = (low, np.interp(low, *_over_normal(groups, groups.region, groups.regions)))
     return {name: (x.round(5).tolist(), np.clip(y, 0, 1).round(5).tolist()) for name, (x, y) in found.items()}
+
+
+def _over_normal(groups: TieGroups, gain: Array, parts: int) -> tuple[Array, Array]:
+    """Returns a rate over the false-positive rate as a polyline."""
+    return _staircase(groups.normal_above, groups.normal, groups.normal_total, gain, parts)
+
+
+def _precision_at(groups: TieGroups, recalls: Array) -> Array:
+    """Returns the precision from the highest score down to where each recall is reached."""
+    true, false = _flagged(groups)
+    at = np.minimum(np.searchsorted(true / groups.anomalous_total, recalls), len(true) - 1)
+    return true[at] / (true[at] + false[at])
 
 
 def auroc(groups: TieGroups) -> float:
@@ -191,26 +197,30 @@ def iou_max(groups: TieGroups) -> float:
 
 def _staircase(above: Array, equal: Array, total: int, gain: Array, parts: int) -> tuple[Array, Array]:
     """Returns a rate over a false-positive rate as a polyline: flat up to each group, then a step across it."""
-    y = np.concatenate([[0.0], np.cumsum(gain) / parts])
-    x = np.stack([above, above + equal], axis=1).ravel() / total
-    heights = np.stack([y[:-1], y[1:]], axis=1).ravel()
-    return np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], heights, [y[-1]]])
+    x, y = np.empty((2, 2 * len(above) + 2))  # filled in place: of streamed scores these are most of the memory
+    x[0], x[-1], y[0] = 0, 1, 0
+    np.divide(above, total, out=x[1:-1:2])
+    np.add(above, equal, out=x[2:-1:2])
+    x[2:-1:2] /= total
+    np.cumsum(gain, out=y[2:-1:2], dtype=float)
+    y[2:-1:2] /= parts
+    y[1::2] = y[:-1:2]
+    return x, y
 
 
 def _clip_to(x: Array, y: Array, low: float, high: float) -> tuple[Array, Array]:
     """Cuts a polyline to low ≤ x ≤ high, interpolating linearly; of a step at an end, only its inner side is kept."""
-    inside = (x > low) & (x < high)
+    first, last = int(np.searchsorted(x, low, side="right")), int(np.searchsorted(x, high, side="left"))
     start = np.interp(low, x, y)  # of several points at one x, the last
-    end = -np.interp(-high, -x[::-1], -y[::-1])  # the first
-    return np.concatenate([[low], x[inside], [high]]), np.concatenate([[start], y[inside], [end]])
+    end = y[last] if x[last] == high else np.interp(high, x[last - 1 : last + 1], y[last - 1 : last + 1])  # the first
+    return np.concatenate([[low], x[first:last], [high]]), np.concatenate([[start], y[first:last], [end]])
 
 
 def aupro(groups: TieGroups, limit: float) -> float:
     """Returns the area under per-region overlap over FPR in [0, limit], divided by the limit (MVTec AD)."""
     assert groups.region is not None
-    x, y = _staircase(groups.normal_above, groups.normal, groups.normal_total, groups.region, groups.regions)
-    x, y = _clip_to(x, y, 0.0, limit)
-    return float(((x[1:] - x[:-1]) * (y[1:] + y[:-1]) / 2).sum() / limit)
+    x, y = _clip_to(*_over_normal(groups, groups.region, groups.regions), 0.0, limit)
+    return float(np.trapezoid(y, x) / limit)
 
 
 def aupimo(groups: TieGroups, low: float, high: float) -> float:

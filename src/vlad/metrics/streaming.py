@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vlad.metrics.curves import TieGroups
-from vlad.metrics.histogram import Histogram, score_of
+from vlad.metrics.histogram import Histogram, Layout
 
 __all__ = ["count_scores", "streamed_groups"]
 
@@ -16,31 +15,29 @@ _CLEAN, _BESIDE, _ANOMALOUS, _REGION, _IMAGE = range(5)
 
 
 def count_scores(
-    histogram: Histogram, clean: Tensor, mixed: Tensor, anomalous: Tensor, areas: Tensor, image_areas: Tensor
+    histogram: Histogram,
+    clean: list[Tensor],
+    mixed: list[Tensor],
+    anomalous: list[Tensor],
+    areas: list[Tensor],
+    image_areas: list[Tensor],
 ) -> None:
-    """Adds scores to a histogram, in place.
+    """Adds scores to a histogram, in place; empties the lists as it goes, so that memory is free again.
 
     Args:
         histogram: Where to.
-        clean: Scores of normal images (m,), float32.
-        mixed: Scores of images with anomalous pixels, the anomalous ones among them (k,).
-        anomalous: Scores of anomalous pixels (n,).
-        areas: Size of each one's region (n,).
-        image_areas: Anomalous pixels of each one's image (n,).
+        clean: Scores of normal images, each (m,), float32.
+        mixed: Scores of images with anomalous pixels, the anomalous ones among them, each (k,).
+        anomalous: Scores of anomalous pixels, each (n,).
+        areas: Size of each one's region, each (n,).
+        image_areas: Anomalous pixels of each one's image, each (n,).
     """
     for scores, row in ((clean, _CLEAN), (mixed, _BESIDE)):
-        if scores.numel():
-            histogram.count(histogram.bins(scores), row)
-    if anomalous.numel():
-        bins = histogram.bins(anomalous).long()
-        one = torch.ones_like(bins)
-        for row, worth in (
-            (_BESIDE, -one),
-            (_ANOMALOUS, one),
-            (_REGION, _UNIT // areas.long()),
-            (_IMAGE, _UNIT // image_areas.long()),
-        ):
-            histogram.rows[row].index_add_(0, bins, worth)
+        while scores:
+            histogram.add(scores.pop(), {row: 1})
+    while anomalous:
+        region, image = _UNIT // areas.pop().long(), _UNIT // image_areas.pop().long()
+        histogram.add(anomalous.pop(), {_BESIDE: -1, _ANOMALOUS: 1, _REGION: region, _IMAGE: image})
 
 
 def streamed_groups(histogram: Histogram, *, regions: int, images: int) -> TieGroups:
@@ -51,30 +48,27 @@ def streamed_groups(histogram: Histogram, *, regions: int, images: int) -> TieGr
         regions: Number of regions.
         images: Number of images with anomalous pixels.
     """
-    bins, cells, fineness = histogram.ordered()
-    down = bins.flip(0)
-    anomalous = histogram.rows[_ANOMALOUS, down].cpu().numpy()
-    used = np.flatnonzero(anomalous)
-    here = down[torch.from_numpy(used).to(down.device)]
-    region, image = (histogram.rows[row, here].cpu().numpy() / _UNIT for row in (_REGION, _IMAGE))
+    layout = histogram.layout
+    rows = histogram.rows[:, : layout.bins].cpu().numpy()[:, ::-1]  # from the highest score down
+    used = np.flatnonzero(rows[_ANOMALOUS])
 
-    def upto(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """Returns what is in each used bin, what is above it, and the total; edits the counts."""
-        equal = counts[used]
-        above = np.cumsum(counts, out=counts)[used] - equal
-        return equal, above, int(counts[-1])
+    def upto(row: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Returns what is in each used bin, what is above it, and the total."""
+        equal, within = rows[row][used], np.cumsum(rows[row])
+        return equal, within[used] - equal, int(within[-1]) if len(within) else 0
 
-    clean, clean_above, clean_total = upto(histogram.rows[_CLEAN, down].cpu().numpy())
-    beside, beside_above, beside_total = upto(histogram.rows[_BESIDE, down].cpu().numpy())
+    clean, clean_above, clean_total = upto(_CLEAN)
+    beside, beside_above, beside_total = upto(_BESIDE)
+    anomalous = rows[_ANOMALOUS][used]
     return TieGroups(
-        score=_BinScores(bins.cpu(), cells.cpu(), fineness, used),  # type: ignore[arg-type]
-        anomalous=anomalous[used],
+        score=_BinScores(layout, layout.bins - 1 - used),  # type: ignore[arg-type]
+        anomalous=anomalous,
         normal=clean + beside,
         normal_above=clean_above + beside_above,
         anomalous_total=int(anomalous.sum()),
         normal_total=clean_total + beside_total,
-        region=region,
-        image=image,
+        region=rows[_REGION][used] / _UNIT,
+        image=rows[_IMAGE][used] / _UNIT,
         clean=clean,
         clean_above=clean_above,
         regions=regions,
@@ -86,10 +80,8 @@ def streamed_groups(histogram: Histogram, *, regions: int, images: int) -> TieGr
 class _BinScores:
     """Scores of bins, made one at a time: only one, the best threshold's, is ever asked for."""
 
-    def __init__(self, bins: Tensor, cells: Tensor, fineness: int, used: np.ndarray) -> None:
-        self.bins, self.cells, self.fineness, self.used = bins, cells, fineness, used
+    def __init__(self, layout: Layout, bins: np.ndarray) -> None:
+        self.layout, self.bins = layout, bins
 
     def __getitem__(self, position: int) -> float:
-        place = len(self.bins) - 1 - int(self.used[position])
-        cell = int(self.cells[place >> self.fineness])
-        return score_of(cell, int(self.bins[place]) & ((1 << self.fineness) - 1), self.fineness)
+        return self.layout.bin_score(int(self.bins[position]))
