@@ -1,13 +1,16 @@
 """Images per second of the data module against the plain PIL pipeline of the published code, on the same files.
 
     python benchmarks/data.py [--root DATA] [--out benchmarks/data.md]
+    python benchmarks/data.py --decoders DATA
 
 The files are MVTec AD's bottle (PNG, 900 px) where ``--root`` has it, and always smooth noise as JPEG (3000 x 2000)
 and PNG (900 x 900) made here. Both sides give normalised tensors of 518 x 518 and masks, in batches, with as many
-reading processes as there are cores; each is timed over whole passes, the pipelines in turn.
+reading processes as there are cores; each is timed over whole passes, the pipelines in turn. ``--decoders`` compares,
+file by file, what vlad decodes to with what OpenCV does, and the CPU time of both.
 """
 
 import argparse
+import io
 import os
 import statistics
 import tempfile
@@ -21,6 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from vlad.datamodules import AnomalyDataModule
+from vlad.datamodules.decode import load_image
+from vlad.datamodules.image_files import IMAGE_SUFFIXES
 from vlad.types import Preprocess, Requirements
 
 SIDE, BATCH, PASSES = 518, 8, 3
@@ -90,13 +95,48 @@ def loaders(data: AnomalyDataModule, workers: int) -> dict[str, DataLoader]:
     }
 
 
+def decoders(folder: Path) -> list[str]:
+    """Returns a table of the images below a folder: how many OpenCV decodes to the same bits, and how fast."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    found: dict[tuple[str, str], list[tuple[bool, int, float, float, float]]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as opened:
+            kind = (opened.format or "", opened.mode)
+        marks = [time.process_time()]
+        ours = np.asarray(load_image(str(path), content=content))
+        marks.append(time.process_time())
+        Image.open(io.BytesIO(content)).convert("RGB")
+        marks.append(time.process_time())
+        theirs = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        marks.append(time.process_time())
+        equal = theirs is not None and np.array_equal(theirs[..., ::-1], ours)
+        seconds = np.diff(marks).tolist()
+        found.setdefault(kind, []).append((equal, ours.shape[0] * ours.shape[1], *seconds))
+    lines = [
+        "| format | files | equal bits | pixels | vlad, ms | Pillow, ms | OpenCV, ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (name, mode), rows in sorted(found.items()):
+        equal, pixels, *seconds = (sum(column) for column in zip(*rows, strict=True))
+        times = " | ".join(f"{1000 * each / len(rows):.1f}" for each in seconds)
+        lines.append(f"| {name} {mode} | {len(rows)} | {equal} | {pixels / len(rows) / 1e6:.2f} M | {times} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder that holds mvtec_ad")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--decoders", type=Path, help="compare decoders on the images below this folder, nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.decoders:
+        print("\n".join(decoders(options.decoders)))
+        return
     lines = ["| files | pipeline | images/s | ratio |", "|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         sets = {f"{kind} of noise": str(make(Path(folder) / kind, kind)) for kind in ("jpg", "png")}

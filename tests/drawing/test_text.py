@@ -76,3 +76,13 @@ def test_text_is_shortened_where_it_matters_least():
         assert len(shown) > 5
         assert shown.startswith("…") == shown.endswith("END") == keep_end
     assert text.fit("abc", 0) == "…"
+
+
+@pytest.mark.parametrize("place", [(5, 3.5), (6, 24.25), (7, 11)])
+def test_letters_that_are_kept_make_the_text_that_pillow_draws(place):
+    words, color = "score 0.25 AVAT_jg, map max", (200, 100, 50)
+    once, direct = Image.new("RGB", (300, 60), (90, 90, 90)), Image.new("RGB", (300, 60), (90, 90, 90))
+    text.write(ImageDraw.Draw(once), place, words, color)
+    ImageDraw.Draw(direct).text((place[0], place[1] + 11), words, color, text._load(None), anchor="ls")
+    assert abs(np.asarray(once, int) - np.asarray(direct, int)).max() <= 2  # where letters meet
+    assert text.measure(words) == text._load(None).getlength(words)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -274,6 +273,7 @@ class Results(Sequence[Result]):
             OutputError: The folder cannot be written, or is a run of ``vlad predict``.
             DataError: An image cannot be read any more.
         """
+        from vlad.drawing.png import write_png
         from vlad.names import output_names
         from vlad.store import COLUMNS, table_line
         from vlad.table import write_table
@@ -288,9 +288,7 @@ class Results(Sequence[Result]):
             if result.error:
                 continue
             if overlays:
-                drawn = result.overlay(longest=1024)
-                save = partial(drawn.save, format="PNG", compress_level=1)
-                write_atomic(folder / "overlays" / f"{name}.png", save)
+                write_png(folder / "overlays" / f"{name}.png", result.overlay(longest=1024))
             if maps:
                 result.save(folder / "maps" / f"{name}.npy")
         return folder

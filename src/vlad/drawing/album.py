@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from vlad.drawing.panel import draw_contact_sheet, draw_panel
+from vlad.drawing.png import write_png
 from vlad.drawing.pool import Pool, usable_cpus
 from vlad.drawing.previews import Preview, load_preview, preview_file, save_preview
 from vlad.drawing.scale import Scale, choose_scale
@@ -199,9 +200,7 @@ class Album:
             seen = final[np.isfinite(final)]
             scale = choose_scale(np.array([seen.max()]), np.array([np.median(seen)]))
         self.unknown |= escaped(f"{preview.title}{preview.caption}")[1]
-        panel = draw_panel(preview.panel(), scale)
-        target = self._file(preview.name)
-        write_atomic(target, lambda partial: panel.save(partial, format="PNG", compress_level=1))
+        write_png(self._file(preview.name), draw_panel(preview.panel(), scale))
         path.unlink(missing_ok=True)
 
     def _panels(self) -> Iterator[dict[str, Any]]:

@@ -37,7 +37,7 @@ FOUND, TRUTH = (255, 255, 255), (86, 220, 255)
 
 def colorize(positions: np.ndarray) -> np.ndarray:
     """Maps positions on the palette in [0, 1] (H, W) to RGB (H, W, 3), uint8; outside they take the end colours."""
-    return _PALETTE[(np.clip(positions, 0, 1) * 255).astype(np.uint8)]
+    return _PALETTE.take((np.clip(positions, 0, 1) * 255).astype(np.uint8), axis=0)  # several times faster than [...]
 
 
 def color_map(values: np.ndarray, scale: Scale) -> np.ndarray:
@@ -54,10 +54,14 @@ def blend(image: np.ndarray, values: np.ndarray, scale: Scale) -> np.ndarray:
         scale: What the colours mean.
 
     Returns:
-        The overlay (H, W, 3), uint8: the image itself wherever scores are not above ``scale.low``.
+        The overlay (H, W, 3), uint8, a new one: the image itself wherever scores are not above ``scale.low``.
     """
-    weight = (_OPAQUE * scale.strength(values) ** 0.6)[..., None]
-    return np.rint(image * (1 - weight) + color_map(values, scale) * weight).astype(np.uint8)
+    overlay = image.copy()
+    colored = np.nonzero(values > scale.low)  # mostly few
+    above = values[colored]
+    weight = (_OPAQUE * scale.strength(above) ** 0.6)[:, None]
+    overlay[colored] = np.rint(image[colored] * (1 - weight) + color_map(above, scale) * weight).astype(np.uint8)
+    return overlay
 
 
 def hatch(image: np.ndarray, inspected: np.ndarray) -> np.ndarray:
@@ -102,9 +106,18 @@ def draw_line(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], 
         color: Colour of the line.
         dashed: Whether every other stretch of the line is left out.
     """
-    line = outline(mask)
-    rim = _grown(line) & ~mask
-    rows, columns = np.indices(mask.shape)
-    shown = (rows + columns) % 8 < 5 if dashed else np.ones_like(mask)
-    image[rim & shown] = (0, 0, 0)
-    image[line & shown] = color
+    if not mask.any():
+        return
+    # Only what the mask and its rim take up is worked on.
+    top, bottom, left, right = (int(place) for axis in (1, 0) for place in np.flatnonzero(mask.any(axis))[[0, -1]])
+    height, width = mask.shape
+    area = np.s_[max(0, top - 1) : min(bottom + 2, height), max(0, left - 1) : min(right + 2, width)]
+    part = mask[area]
+    line = outline(part)
+    rim = _grown(line) & ~part
+    if dashed:
+        rows, columns = np.ogrid[area]
+        shown = (rows + columns) % 8 < 5
+        line, rim = line & shown, rim & shown
+    image[area][rim] = (0, 0, 0)
+    image[area][line] = color

@@ -64,17 +64,15 @@ def draw_panel(panel: Panel, scale: Scale) -> Image.Image:
         early, seen = _resize(values, size, scale)
         tiles.append((f"{name} map", hatch(color_map(early, scale), seen)))
     tiles.append(("anomaly map", hatch(color_map(final, scale), inspected)))
-    overlay = hatch(blend(original, final, scale), inspected)
+    overlay = hatch(blend(original, final, scale), inspected)  # may be drawn into: blend gives a new one
     legend = "overlay"
     if panel.mask is not None:
         mask = np.asarray(Image.fromarray(panel.mask).resize(size, Image.Resampling.NEAREST))
         tiles.append(("ground truth", np.where(mask[..., None], np.uint8(255), np.uint8(0)).repeat(3, axis=2)))
-        overlay = overlay.copy()
         draw_line(overlay, mask, TRUTH, dashed=True)
         legend += ", - - truth" if mask.any() else ""
     if scale.contour is not None:
         found = (final >= scale.contour) & inspected & _inside(panel.regions, size)
-        overlay = overlay.copy()
         draw_line(overlay, found, FOUND)
         legend += ", — found" if found.any() else ""
     tiles.append((legend, overlay))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import unicodedata
@@ -10,7 +11,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from threading import Lock
 
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["Font", "escaped", "fit", "measure", "write"]
 
@@ -141,9 +142,20 @@ def _runs(text: str) -> list[tuple[str, Font]]:
     return [(run, font) for run, path in runs if (font := _load(path)) is not None]
 
 
+def _pieces(text: str) -> Iterator[tuple[str, Font]]:
+    """Cuts text to what is drawn at a time: letters of Pillow's own font, which moves none for its neighbour."""
+    for run, font in _runs(text):
+        yield from ((letter, font) for letter in run) if font is _load(None) else ((run, font),)
+
+
+@lru_cache(maxsize=4096)
+def _length(piece: str, font: Font) -> float:
+    return font.getlength(piece)
+
+
 def measure(text: str) -> float:
     """Returns the width in pixels of text that can be drawn."""
-    return sum(font.getlength(run) for run, font in _runs(text))
+    return sum(_length(piece, font) for piece, font in _pieces(text))
 
 
 def fit(text: str, width: float, *, keep_end: bool = False) -> str:
@@ -168,12 +180,34 @@ def fit(text: str, width: float, *, keep_end: bool = False) -> str:
 
 
 def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, color: tuple[int, int, int]) -> None:
-    """Writes text that can be drawn, its upper left corner at ``place``."""
+    """Writes text that can be drawn, its upper left corner at ``place``, which is not left of or above the picture."""
     x, y = place
-    height = 11  # of the base line, in which all fonts meet
-    for run, font in _runs(text):
-        if isinstance(font, ImageFont.FreeTypeFont):
-            draw.text((x, y + height), run, color, font, anchor="ls")
-        else:
-            draw.text((x, y), run, color, font)
-        x += font.getlength(run)
+    for piece, font in _pieces(text):
+        left, top, matte = _drawn(piece, font, x % 1, y % 1)
+        if matte is not None:
+            draw.bitmap((int(x) + left, int(y) + top), matte, color)
+        x += _length(piece, font)
+
+
+@lru_cache(maxsize=1024)
+def _drawn(piece: str, font: Font, x: float, y: float) -> tuple[int, int, Image.Image | None]:
+    """Draws a piece of text, of which panels repeat the most; kept, since that takes longer than the rest of a panel.
+
+    Args:
+        piece: What to draw.
+        font: Its font.
+        x: Where in a pixel it begins, in [0, 1).
+        y: Likewise.
+
+    Returns:
+        How far its matte lies right of and below that pixel; the matte, None where there is nothing to see.
+    """
+    margin = 2 * SIZE  # letters stick out of their line
+    matte = Image.new("L", (math.ceil(_length(piece, font)) + 2 * margin, SIZE + 2 * margin))
+    draw = ImageDraw.Draw(matte)
+    if isinstance(font, ImageFont.FreeTypeFont):
+        draw.text((x + margin, y + margin + 11), piece, 255, font, anchor="ls")  # 11: the base line, where fonts meet
+    else:
+        draw.text((x + margin, y + margin), piece, 255, font)
+    box = matte.getbbox()
+    return (0, 0, None) if box is None else (box[0] - margin, box[1] - margin, matte.crop(box))

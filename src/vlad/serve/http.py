@@ -3,7 +3,6 @@
 # Without postponed annotations: FastAPI reads those of the handlers, whose types are imported within a function.
 import asyncio
 import hashlib
-import io
 import json
 import os
 import time
@@ -178,7 +177,8 @@ def _status(error: Exception) -> tuple[int, str]:
 
 
 def _png(result: "Result", longest: int) -> bytes:
-    drawn = result.overlay(longest=longest if longest > 0 else None)
-    buffer = io.BytesIO()
-    drawn.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    import numpy as np
+
+    from vlad.drawing.png import encode_png
+
+    return encode_png(np.asarray(result.overlay(longest=longest if longest > 0 else None)))
