@@ -1,7 +1,7 @@
 """vlad: vision-language anomaly detection.
 
-CLIP-based zero- and few-shot anomaly detectors under one roof. Importing this package is light: torch is
-imported only when a name that needs it is used.
+Zero- and few-shot anomaly detectors on CLIP and DINOv2. Importing this package does not import torch; torch is imported
+only when a name that needs it is used.
 
 Examples:
     >>> import vlad
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlad.registry import list_methods
 
-# Idle threads of OpenMP sleep instead of spinning: on a busy machine half the time, on a quiet one no loss. It is read
-# when torch is first imported, and what the user has set stays.
+# Idle OpenMP threads sleep instead of spinning: this halves the run time on a busy machine and costs nothing on an idle
+# one. torch reads the variable on first import; a value set by the user takes precedence.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

@@ -1,9 +1,9 @@
 """Methods by name, through the entry-point group ``vlad.methods``.
 
-Our own methods are declared in our ``pyproject.toml`` exactly as a third party declares theirs. Listing reads
-package metadata and imports nothing; a class is imported when it is asked for by name.
+vlad declares its own methods in ``pyproject.toml`` in the same way as third-party packages. Listing reads only package
+metadata; a class is imported when it is requested by name.
 
-What happens where two plug-ins have one name, and how to leave plug-ins out: :mod:`vlad.plugins`.
+:mod:`vlad.plugins` documents duplicate names and how to disable plug-ins.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ API_VERSION = 2  # of the Method interface; a plug-in states the one it was writ
 
 @cache
 def discover() -> dict[str, Plugin]:
-    """Returns every declared method by canonical name, sorted; imports none of them."""
+    """Returns all declared methods by canonical name, sorted, without importing them."""
     return declared(GROUP, "method")
 
 
 def refresh() -> None:
-    """Forgets what was discovered, so that newly installed plug-ins are seen."""
+    """Clears the cache, so that newly installed plug-ins are found."""
     discover.cache_clear()
 
 
 def list_methods() -> list[str]:
-    """Returns the short names of all installed methods, sorted; imports none of them.
+    """Returns the short names of all installed methods, sorted, without importing them.
 
     Examples:
         >>> {"sdp", "sdp_plus", "adaclip"} <= set(list_methods())
@@ -57,7 +57,7 @@ def list_methods() -> list[str]:
 
 
 def resolve(name: str) -> Plugin:
-    """Returns the declared method of a short name (case and ``-``/``_`` do not matter).
+    """Returns the method declared under a short name (case-insensitive; ``-`` equals ``_``).
 
     Raises:
         RegistryError: No method has this name; the message lists the nearest ones.
@@ -78,8 +78,8 @@ def get_method(name: str) -> type[Method]:
         The :class:`vlad.Method` subclass.
 
     Raises:
-        RegistryError: Unknown name; or the plug-in fails to import (with its cause); or it is no ``Method``,
-            or was written for another version of the method interface.
+        RegistryError: The name is unknown, the plug-in fails to import (with the cause), the class is not a
+            ``Method``, or it was written for another version of the method interface.
     """
     if "." in name:
         module, _, attribute = name.rpartition(".")
@@ -102,14 +102,14 @@ def get_method(name: str) -> type[Method]:
 
 
 def named_method(class_path: str, where: str | Path) -> type[Method]:
-    """Returns the method that a file names; nothing is imported for it but registered methods.
+    """Returns the method that a file names; imports only registered methods.
 
     Args:
-        class_path: What the file says.
-        where: The file, for errors.
+        class_path: Class path in the file.
+        where: The file, for error messages.
 
     Raises:
-        RegistryError: Neither a registered method nor a class that has been imported; or as :func:`get_method`.
+        RegistryError: The class is neither registered nor already imported; or as for :func:`get_method`.
     """
     module, _, attribute = class_path.rpartition(".")
     plugins = discover().values()
@@ -127,7 +127,7 @@ def named_method(class_path: str, where: str | Path) -> type[Method]:
 
 
 def _interface(cls: type[Method]) -> int:
-    """Returns the method interface that a class was written for; those of interface 1 need not have stated it."""
+    """Returns the interface version that a class was written for; classes of interface 1 may not declare it."""
     from vlad.methods.base import Method
 
     stated = any("api" in vars(base) for base in cls.__mro__[: cls.__mro__.index(Method)])

@@ -1,4 +1,4 @@
-"""For authors of methods: a tiny CLIP, and checks that every method must pass.
+"""Tools for authors of methods: a tiny CLIP, and the checks that every method must pass.
 
 The tiny CLIP has random weights and needs no download, so a plug-in's tests run offline in seconds::
 
@@ -37,10 +37,10 @@ TINY_CLIP: dict[str, Any] = {
 
 
 def tiny_clip(folder: str | Path, seed: int = 0) -> str:
-    """Writes a tiny CLIP with random weights; its scores mean nothing.
+    """Writes a tiny CLIP with random weights; its scores are meaningless.
 
     Args:
-        folder: Where to write it.
+        folder: Output folder.
         seed: Seed of the weights.
 
     Returns:
@@ -50,7 +50,7 @@ def tiny_clip(folder: str | Path, seed: int = 0) -> str:
 
 
 def random_batch(size: int = 3, image_size: int = 64, seed: int = 0) -> Batch:
-    """Makes a batch of noise with one defect in every second image."""
+    """Returns a batch of noise images; every second image has one defect."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.zeros(size, image_size, image_size, dtype=torch.bool)
     mask[1::2, 10:30, 20:40] = True
@@ -90,7 +90,7 @@ def _score(method: Method, batch: Batch) -> Prediction:
 
 
 def check_contract(method: Method) -> None:
-    """A prediction has maps (B, S, S) and scores (B,), float32 and finite, in every stage."""
+    """Checks that every stage has maps (B, S, S) and scores (B,), float32 and finite."""
     batch, side = _batch(method), _side(method)
     prediction = _score(method, batch)
     for stage, one in {"": prediction, **(prediction.stages or {})}.items():
@@ -106,7 +106,7 @@ def check_contract(method: Method) -> None:
 
 
 def check_features(method: Method) -> None:
-    """Features are tensors with the batch first, and equal in rows what each image gives alone."""
+    """Checks that features have the batch dimension first and equal those of each image alone."""
     batch = _batch(method)
     with torch.no_grad():
         features = method.eval().encode(batch["image"])
@@ -126,7 +126,7 @@ def check_features(method: Method) -> None:
 
 
 def check_batch_independence(method: Method) -> None:
-    """An image scores the same alone and among others; passed over where a set is scored together."""
+    """Checks that a score does not depend on the batch; skipped for methods that score whole sets."""
     if method.tags.transductive == "features":
         return
     batch = _batch(method)
@@ -139,7 +139,7 @@ def check_batch_independence(method: Method) -> None:
 
 
 def check_deterministic(method: Method) -> None:
-    """Scoring twice gives the same, and draws no random numbers."""
+    """Checks that scoring is repeatable and draws no random numbers."""
     batch = _batch(method)
     _score(method, batch)  # texts are encoded once
     state = torch.get_rng_state()
@@ -149,7 +149,7 @@ def check_deterministic(method: Method) -> None:
 
 
 def _arguments(method: Method) -> dict[str, Any]:
-    """Returns the constructor arguments as a checkpoint holds them; a ready encoder is given again."""
+    """Returns the constructor arguments as in a checkpoint; an encoder object is passed again."""
     arguments = json.loads(json.dumps(dict(method.hparams)))
     if str(arguments.get("backbone")).startswith("object:"):
         arguments["backbone"] = method.backbone
@@ -157,7 +157,7 @@ def _arguments(method: Method) -> dict[str, Any]:
 
 
 def check_plain_hyperparameters(method: Method) -> None:
-    """Hyper-parameters are plain JSON values, so that checkpoints load without unpickling, and build the method."""
+    """Checks that hyper-parameters are plain JSON values that rebuild the method, so no checkpoint needs unpickling."""
     arguments = _arguments(method)
     objects = [key for key, value in arguments.items() if str(value).startswith("object:")]
     assert not objects, (
@@ -168,7 +168,7 @@ def check_plain_hyperparameters(method: Method) -> None:
 
 
 def check_frozen_backbone(method: Method) -> None:
-    """The encoder is frozen, stays in evaluation mode; training reaches all that is trained and nothing else."""
+    """Checks that the encoder stays frozen, and that every trainable parameter gets a gradient."""
     if method.backbone is None:
         return
     assert not any(p.requires_grad for p in method.backbone.parameters()), "the backbone is not frozen"
@@ -195,7 +195,7 @@ def check_frozen_backbone(method: Method) -> None:
 
 
 def check_no_label_leak(method: Method) -> None:
-    """A score needs neither labels nor masks: prediction works without them and gives what a test gives."""
+    """Checks that prediction works without labels and masks and equals the test result."""
     batch = _batch(method)
     bare: Batch = {"image": batch["image"], "class_name": batch["class_name"]}
     if method.tags.transductive == "features":
@@ -212,7 +212,7 @@ def check_no_label_leak(method: Method) -> None:
 
 
 def _round_trip(method: Method) -> Method:
-    """Returns the method that a checkpoint of this one restores."""
+    """Returns the method restored from a checkpoint of this one."""
     checkpoint: dict[str, Any] = {"state_dict": dict(method.state_dict()), "hyper_parameters": dict(method.hparams)}
     method.on_save_checkpoint(checkpoint)
     heavy = [key for key in checkpoint["state_dict"] if key.startswith("backbone.")]
@@ -229,15 +229,15 @@ def _round_trip(method: Method) -> Method:
 
 
 def check_small_checkpoint(method: Method) -> None:
-    """A checkpoint leaves the frozen encoder out and loads back to the same predictions."""
+    """Checks that a checkpoint excludes the frozen encoder and restores the same predictions."""
     twin, batch = _round_trip(method), _batch(method)
     _close(_score(twin, batch).anomaly_map, _score(method, batch).anomaly_map, 1e-6, "after a round trip")
 
 
 def check_references(method: Method) -> None:
-    """References change the scores, a filled memory comes back from a checkpoint, and images stay independent.
+    """Checks that references change the scores, are restored from a checkpoint, and keep images independent.
 
-    Passed over where the tag ``takes_references`` says that there are none.
+    Skipped if the tag ``takes_references`` is false.
     """
     if not method.tags.takes_references:
         return
@@ -261,7 +261,7 @@ def check_references(method: Method) -> None:
 
 
 def check_refuses_untrained(method: Method) -> None:
-    """A method that has to be trained, or needs references, refuses to score before."""
+    """Checks that a method raises an error if it lacks required training or references."""
     method = type(method)(**_arguments(method))
     if not (method.trains or method.tags.needs_references):
         return
@@ -273,7 +273,7 @@ def check_refuses_untrained(method: Method) -> None:
 
 
 def check_export(method: Method) -> None:
-    """``torch.export`` gives the same prediction, or the tag ``no_export`` says why it cannot."""
+    """Checks that ``torch.export`` gives the same prediction; skipped if the tag ``no_export`` gives a reason."""
     if method.tags.no_export:
         return
     batch = _batch(method, 2)
@@ -294,7 +294,7 @@ def check_export(method: Method) -> None:
 
 
 class _Forward(torch.nn.Module):
-    """A method's forward alone: a LightningModule carries a trainer, which does not export."""
+    """Only the forward of a method: a LightningModule has a trainer, which cannot be exported."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -321,18 +321,18 @@ CHECKS: tuple[Callable[[Method], None], ...] = (
 
 
 def iter_checks(cls: type[Method], **arguments: Any) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yields the name of each check and a function that runs it on a fresh method.
+    """Yields the name of each check and a function that runs it on a new instance.
 
     Args:
         cls: The method's class.
-        **arguments: Its constructor arguments, ``backbone`` at least.
+        **arguments: Its constructor arguments, at least ``backbone``.
     """
     for check in CHECKS:
         yield check.__name__, lambda check=check: check(_ready(cls(**arguments)))  # type: ignore[misc]
 
 
 def _ready(method: Method) -> Method:
-    """Lets an untrained method score, and gives it references if it needs them."""
+    """Allows an untrained method to score, and fits references if it requires them."""
     method.allow_untrained = True
     if method.tags.needs_references:
         method.eval().fit_references([_batch(method, 2, seed=1)])
@@ -344,10 +344,10 @@ def check_method(cls: type[Method], **arguments: Any) -> None:
 
     Args:
         cls: The method's class.
-        **arguments: Its constructor arguments, ``backbone`` at least.
+        **arguments: Its constructor arguments, at least ``backbone``.
 
     Raises:
-        AssertionError: A check fails; the message names it and says what was seen.
+        AssertionError: A check fails; the message names the check and the observed value.
     """
     for name, run in iter_checks(cls, **arguments):
         try:

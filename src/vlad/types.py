@@ -1,11 +1,11 @@
-"""What passes between data, methods and callbacks: a batch, and what each step of a method makes of it.
+"""Types passed between data, methods and callbacks: a batch, and the output of each stage of a method.
 
-An image takes one way through every method::
+Every method processes images in the same stages::
 
     images ── encode ──▶ Features ── compare ──▶ Scores ── finish ──▶ Prediction
 
-The three results are named tuples of tensors (pytrees), so that they can be exported, gathered, cached and cut into
-rows. Class names stay outside: they become text tensors before ``compare``.
+The three outputs are named tuples of tensors (pytrees), so that they can be exported, gathered, cached and sliced by
+image. Class names never enter the network: they are encoded as text tensors before ``compare``.
 """
 
 from __future__ import annotations
@@ -41,35 +41,35 @@ Tree = TypeVar("Tree")
 
 
 class Batch(TypedDict, total=False):
-    """One batch of images as the data module makes it; ``predict`` batches hold no truth.
+    """A batch of images from the data module; ``predict`` batches have no ground truth.
 
     Attributes:
         image: Float images (B, 3, H, W), resized and normalised as the method requires.
         mask: Ground-truth masks (B, H, W), bool; all False for normal images.
-        has_mask: Whether the pixels' truth is known (B,), bool: normal images and masked anomalies.
+        has_mask: Whether pixel labels are known (B,), bool: normal images and anomalous images with a mask.
         label: Image labels (B,), int64: 0 normal, 1 anomalous, -1 unknown.
-        class_name: What is in the image, as said in the prompts (B strings).
-        dataset: Name of the data set (B strings).
-        category: Category within the data set (B strings).
-        image_id: Name of the image, unique within its data set and category (B strings).
+        class_name: Class name of the image in the prompts (B strings).
+        dataset: Name of the dataset (B strings).
+        category: Category within the dataset (B strings).
+        image_id: Identifier of the image, unique within its dataset and category (B strings).
         path: Image file (B strings).
         index: Row in the split's index (B,), int64.
-        output: Where the image's outputs go, below a folder of outputs, without suffix (B strings); only in testing
+        output: Path of the image's outputs, relative to the output folder, without suffix (B strings); only in testing
             and prediction.
-        texture: Textures for pseudo-anomalies (B, 3, H, W), uint8; only in training, where ``data.textures`` is given.
-        fixed: Which images are the same in every epoch (B,), bool; only where a method changes some in training.
-        roi: Pixels that are inspected (B, H, W), bool; only where a region of interest is given.
+        texture: Textures for pseudo-anomalies (B, 3, H, W), uint8; only in training with ``data.textures``.
+        fixed: Which images are the same in every epoch (B,), bool; only if a method changes some in training.
+        roi: Pixels that are inspected (B, H, W), bool; only with a region of interest.
         original_size: Height and width in pixels of the decoded image (B, 2), int64; after orientation and row crop.
         seen_size: Height and width in pixels of the part of it that the map covers, from the top left (B, 2), int64:
             all of it, but for what ``Preprocess.aspect == "keep"`` cuts off.
-        preview: The image at the height of a heat map, uint8 RGB (h, w, 3) each; only where heat maps are drawn.
-        mask_preview: The mask at that size, bool (h, w) each; only where heat maps are drawn.
-        own_mask: The mask at the image's own resolution, of the part that the map covers, bool (h, w) each; only where
-            pixels are measured there.
+        preview: The image at the height of a heat map, uint8 RGB (h, w, 3) each; only if heat maps are drawn.
+        mask_preview: The mask at that size, bool (h, w) each; only if heat maps are drawn.
+        own_mask: The mask at the image's original resolution, for the part that the map covers, bool (h, w) each; only
+            if pixel metrics are computed at that resolution.
         digest: SHA-256 of the image file (B strings); only in prediction.
-        tiles: So many tiles of a whole image are scored together; see :mod:`vlad.tiling`.
-        failed: Row and reason of the images that cannot be read, ``(index, reason)`` each; only in prediction. They
-            are in none of the other lists, and a batch may hold no image at all.
+        tiles: Number of tiles of an image that are scored together; see :mod:`vlad.tiling`.
+        failed: Row and error of the images that cannot be read, ``(index, reason)`` each; only in prediction. These
+            images are in no other list, and a batch may contain no image at all.
     """
 
     image: Tensor
@@ -97,19 +97,19 @@ class Batch(TypedDict, total=False):
 
 
 def known_masks(batch: Batch) -> Tensor:
-    """Returns of which images of a batch the pixels' truth is known (B,), bool: of all where it says nothing."""
+    """Returns for which images of a batch pixel labels are known (B,), bool; all, if the batch does not say."""
     return batch["has_mask"] if "has_mask" in batch else torch.ones(len(batch["image"]), dtype=torch.bool)
 
 
 class Features(NamedTuple):
-    """What the frozen part of a method makes of images; every tensor has the batch first.
+    """Output of the frozen part of a method; every tensor has the batch dimension first.
 
     Attributes:
         levels: Patch tokens of each level (B, h, w, W), rows and columns of the patch grid.
         image: Image embedding (B, D), or None.
         classes: Class token of each level (B, W), or nothing.
         branch: Patch tokens of a second attention branch, per level (B, h, w, W), or nothing.
-        images: The normalised images (B, 3, H, W), only for methods that look at them again.
+        images: The normalised images (B, 3, H, W), only for methods that process them again.
     """
 
     levels: tuple[Tensor, ...]
@@ -125,14 +125,14 @@ def name_features(**names: Any) -> Any:
 
 
 class Scores(NamedTuple):
-    """What a comparison finds, before upsampling, smoothing and fusing; higher means more anomalous.
+    """Output of ``compare``, before upsampling, smoothing and fusion; higher means more anomalous.
 
     Attributes:
-        patches: Scores or logit margins of each level on the patch grid (B, L, h, w); no levels where a method knows
-            references alone.
+        patches: Scores or logit margins of each level on the patch grid (B, L, h, w); L is 0 for a method that uses
+            only references.
         image: Terms of the image score (B, T), or None.
         memory: Distance of each patch to its nearest reference patch (B, h, w), or None without references.
-        refined: Maps at the size of the image (B, H, W), where a method refines them; else None.
+        refined: Maps at the size of the image (B, H, W), if the method refines them; otherwise None.
         roi: Pixels that are inspected (B, H, W), bool; None for all of them.
     """
 
@@ -151,8 +151,8 @@ class Prediction(NamedTuple):
         image_score: One score per image (B,), float32.
         unsmoothed_map: The same map before the Gaussian (B, H, W), float32.
         score_components: Parts (B, T) of the image score, for protocols that combine them over a whole test set.
-        stages: Earlier predictions by name, such as ``initial``, where a method refines its map; they are evaluated
-            and drawn beside the result.
+        stages: Earlier predictions by name, such as ``initial``, if the method refines its map; they are also evaluated
+            and drawn.
     """
 
     anomaly_map: Tensor
@@ -186,12 +186,12 @@ def map_tensors(function: Callable[..., Tensor], *trees: Tree) -> Tree:
 
 
 def take_rows(tree: Tree, rows: Tensor | slice) -> Tree:
-    """Returns some images of a tree of tensors that have the batch first."""
+    """Selects images from a tree of tensors with the batch dimension first."""
     return map_tensors(lambda tensor: tensor[rows], tree)
 
 
 def join_rows(trees: Sequence[Tree]) -> Tree:
-    """Joins trees of tensors along the batch.
+    """Concatenates trees of tensors along the batch dimension.
 
     Examples:
         >>> join_rows([(torch.zeros(1),), (torch.ones(2),)])
@@ -202,15 +202,15 @@ def join_rows(trees: Sequence[Tree]) -> Tree:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a method wants done to an image before it sees it.
+    """Preprocessing that a method requires.
 
     Attributes:
         size: Side in pixels. ``squash``: both sides become this. ``keep``: the shorter one does.
         mean: Normalisation mean per RGB channel, for values in [0, 1].
         std: Normalisation standard deviation per RGB channel.
         aspect: ``squash`` resizes to a square, as the published CLIP-based methods do; ``keep`` keeps the aspect
-            ratio and cuts what ``multiple`` leaves over at the right and at the bottom (AnomalyDINO). Both with PIL's
-            bicubic filter. ``whole`` leaves the image as it is, uint8, one to a batch; see :mod:`vlad.tiling`.
+            ratio and crops the remainder of ``multiple`` at the right and bottom (AnomalyDINO). Both use PIL's bicubic
+            filter. ``whole`` leaves the image unchanged, uint8, one per batch; see :mod:`vlad.tiling`.
         multiple: With ``keep``: both sides become multiples of this, the patch size.
     """
 
@@ -223,12 +223,12 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a method requires of the data; the data module is given it, see ``AnomalyDataModule.require``.
+    """Requirements of a method on the data, passed to ``AnomalyDataModule.require``.
 
     Attributes:
         preprocess: Size and normalisation.
-        supervision: What it learns from, or None for a method that does not learn.
-        reference_rotations: Each reference image comes so many times, turned by equal angles; 1: as it is.
+        supervision: Kind of training data, or None for a method that is not trained.
+        reference_rotations: Number of copies of each reference image, rotated by equal angles; 1: only the original.
     """
 
     preprocess: Preprocess
@@ -238,13 +238,13 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Tags:
-    """What is special about a method, for loops, tables and the conformance suite (as scikit-learn's tags).
+    """Properties of a method, for loops, tables and the conformance suite (similar to scikit-learn's tags).
 
     Attributes:
         transductive: Whether a score needs the whole test set: ``scores`` combines image scores of a category,
-            ``features`` needs all of its features. Tables mark it; prediction image by image refuses it.
-        needs_references: Whether nothing can be scored without reference images.
-        takes_references: Whether reference images can be given.
+            ``features`` needs all of its features. Tables mark such methods; ``vlad predict`` rejects them.
+        needs_references: Whether scoring requires reference images.
+        takes_references: Whether the method supports reference images.
         class_names: Whether class names matter.
         no_export: Why ``torch.export`` does not work, or "".
     """

@@ -1,4 +1,4 @@
-"""What a run does beside the method: evaluation, references, tables, heat maps, and the record of the run."""
+"""Callbacks of a run: evaluation, references, tables, heat maps, and the record of the run."""
 
 from vlad.callbacks.decide import Decide
 from vlad.callbacks.evaluator import Evaluator

@@ -1,4 +1,4 @@
-"""Says of each image whether it is normal or anomalous, by a decision file or a number."""
+"""Classifies each image as normal or anomalous, by a decision file or a number."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["Decide"]
 
 
 class Decide(Callback):
-    """Decides on what is predicted and tested.
+    """Classifies predicted and tested images.
 
-    A prediction's rows get its verdicts. A test leaves ``test_decisions.csv``: false alarms and misses by category. The
-    decision is the one given, else ``decision.json`` of the run that the checkpoint belongs to, else none. One that was
-    made with other scores is refused, and so is a test on images that it was made with.
+    Predictions get a decision per row. A test writes ``test_decisions.csv``: false alarms and misses per category. The
+    decision is the one given, otherwise ``decision.json`` of the checkpoint's run, otherwise none. A decision that was
+    made with other scores raises an error, and so does a test on images that it was made with.
     """
 
     def __init__(self, decision: str | float | None = None) -> None:
@@ -63,12 +63,12 @@ class Decide(Callback):
         return "" if decision is None else hashlib.sha256(repr(decision).encode()).hexdigest()[:16]
 
     def verdicts(self, batch: Batch, prediction: Prediction) -> list[Verdict]:
-        """Returns the verdict on each image of a batch; asked for again it costs nothing.
+        """Returns the verdict on each image of a batch; cached.
 
         Args:
             batch: The batch, with ``category`` and ``class_name``; ``seen_size`` and ``original_size``, or the map's
                 own pixels count.
-            prediction: What the method said of it.
+            prediction: The method's prediction for the batch.
         """
         if self._last is not None and self._last[0] is batch:
             return self._last[1]
@@ -103,7 +103,7 @@ class Decide(Callback):
     # -- does the decision belong to this run? -----------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses what can be refused before anything is scored."""
+        """Checks as much as possible before scoring."""
         self._checked, self._last, self._tested = False, None, {}
         if self.given is None:  # another run, another checkpoint
             self._decision = None
@@ -153,7 +153,7 @@ class Decide(Callback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Checks the decision, where that has not been done."""
+        """Checks the decision, if not done yet."""
         self._check(trainer, pl_module)
 
     on_predict_start = on_test_start
@@ -181,7 +181,7 @@ class Decide(Callback):
             self._tested[name] = (int(batch["label"][i]), verdicts[i])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gathers what all processes decided."""
+        """Gathers the verdicts of all processes."""
         self._last = None
         if self.decision is not None:
             self._tested = {name: one for part in gather_objects(self._tested) for name, one in part.items()}
@@ -199,7 +199,7 @@ class Decide(Callback):
             write_frame(Path(folder) / "test_decisions.csv", pd.DataFrame(rows))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets the last batch and the trainer go."""
+        """Releases the last batch and the trainer."""
         self._last = None
         if self._trainer is not None:
             decision = self.decision  # stays known after the run

@@ -1,4 +1,4 @@
-"""Runs the frozen pass of a method through another engine."""
+"""Runs the frozen forward pass of a method with another inference engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["EncoderEngine"]
 
 
 class EncoderEngine(Callback):
-    """Gives a method an engine for its frozen encoder; what follows the encoder stays with torch."""
+    """Runs the frozen encoder of a method with another engine; the rest runs in torch."""
 
     def __init__(
         self, name: Literal["openvino", "onnx", "torch"] | None = None, precision: Literal["fp32", "bf16"] = "fp32"
@@ -21,7 +21,7 @@ class EncoderEngine(Callback):
 
         Args:
             name: ``openvino`` or ``onnx`` (ONNX Runtime), on the CPU; ``torch`` is torch itself, as by default.
-            precision: What the encoder computes in; ``bf16`` with ``openvino`` or ``torch``, on a CPU that has it.
+            precision: Precision of the encoder; ``bf16`` with ``openvino`` or ``torch``, on a CPU that supports it.
 
         Raises:
             OptionError: A precision without an engine.
@@ -31,7 +31,7 @@ class EncoderEngine(Callback):
         self.name, self.precision = name, precision
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the method its engine.
+        """Sets the engine of the method.
 
         Raises:
             OptionError: The engine or CPU lacks the precision, or the trainer computes in another.

@@ -1,4 +1,4 @@
-"""Measures what a method predicts while it is validated or tested."""
+"""Computes the metrics of a validation or test run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Evaluator(Callback):
     """Metrics per category of a validation or test run, from the predictions that the method's steps return.
 
     The means are logged as ``val/image_auroc``, ``test/pixel_aupro`` … for checkpoints, early stopping and loggers;
-    those of earlier stages of a method that refines its maps as ``val/initial/image_auroc``. The whole is kept as
-    ``result``; the callback :class:`vlad.callbacks.Results` writes it.
+    those of earlier stages of a method that refines its maps as ``val/initial/image_auroc``. The attribute
+    ``result`` has all values; the callback :class:`vlad.callbacks.Results` writes it.
 
     A method that scores the images of a category together (``tags.transductive``) is called at the end of each
     category; other callbacks that have ``on_set_scored(trainer, pl_module, batch, prediction)`` are then handed what
@@ -40,19 +40,19 @@ class Evaluator(Callback):
         columns: Sequence[str] | None = None,
         resolution: Literal["method", "own"] = "method",
     ) -> None:
-        """Chooses what is measured and how pixels are counted.
+        """Selects the metrics and the pixel protocol.
 
         Args:
             metrics: Names of metrics: ours are image and pixel; packages can add more.
             mode: ``streaming`` (bounded memory, within 1e-4) or ``exact`` (keeps every score); by default what
-                the protocol needs, streaming if either will do.
+                the protocol needs, streaming if both are possible.
             pro_limits: False-positive rates up to which AUPRO integrates.
             evaluation_protocol: Whose evaluation is reproduced: mvtec, adaclip, anomalyclip or april_gan.
-            recalls: Recalls at which the false-positive rate is told: ``image_fpr_at_0.95``, ``pixel_fpr_at_0.95``.
-            columns: Columns of the table that is printed, such as image_auroc and pixel_aupimo; by default all but
+            recalls: Recalls at which the false-positive rate is computed: ``image_fpr_at_0.95``, ``pixel_fpr_at_0.95``.
+            columns: Columns of the printed table, such as image_auroc and pixel_aupimo; by default all but
                 AUPIMO, IoU-max and false-positive rates, which files and report have.
-            resolution: Where pixels are compared: at the size that the method sees, as the papers do, or at each
-                image's own, to which maps are upsampled (bilinear).
+            resolution: Resolution of the pixel metrics: the method's input size, as in the papers, or each image's
+                original size, to which maps are upsampled (bilinear).
 
         Raises:
             OptionError: A rate is out of range, or there is no such resolution.
@@ -85,7 +85,7 @@ class Evaluator(Callback):
 
     @property
     def result(self) -> EvaluationResult | None:
-        """What the last finished validation or test found; None before."""
+        """The result of the last finished validation or test; None before."""
         return self.evaluation.result
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,7 +148,7 @@ class Evaluator(Callback):
             pl_module.log_dict(mean, rank_zero_only=True)
 
     def exit_status(self, fail_on_anomaly: bool = False) -> int:
-        """Returns the exit status of a run: 0, 3 where some images have no finite score, 1 where none has."""
+        """Returns the exit status of a run: 0; 3 if some images have no finite score; 1 if none has."""
         failed = 0 if self.result is None else len(self.result.failed)
         return 0 if self.result is None or not failed else 3 if failed < len(self.result.images) else 1
 
@@ -173,7 +173,7 @@ class Evaluator(Callback):
         self._finish(trainer, pl_module, "val")
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the sanity check, which sees a few batches only."""
+        """Discards the sanity check, which covers only a few batches."""
         self.evaluation.reset()
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

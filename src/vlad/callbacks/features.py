@@ -1,4 +1,4 @@
-"""Gives a method a cache of features, and tells what it saved."""
+"""Caches the features of a method, and reports how many were reused."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _PARTS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "pre
 
 
 class CachedFeatures(Callback):
-    """Computes what a method's frozen encoder makes of an image once, and keeps it on disk.
+    """Computes the features of a method's frozen encoder once per image, and caches them on disk.
 
-    Further epochs, runs, and methods that read the same of the same encoder take it from there.
+    Later epochs, runs, and methods that use the same features of the same encoder read them from the cache.
 
     Attributes:
-        store: The cache of the run that goes on; None where features are not cached.
+        store: The cache of the current run; None if features are not cached.
     """
 
     def __init__(self, cache: bool = False, budget: float = 20.0, half: bool = False) -> None:
-        """Chooses whether, and how much.
+        """Configures the cache.
 
         Args:
-            cache: Whether features are cached, in ``features`` of vlad's cache folder (``VLAD_CACHE``).
-            budget: GB that all cached features may take; those of further images are computed every time.
-            half: Whether they are rounded to half precision, which halves their size.
+            cache: Whether to cache features, in ``features`` of vlad's cache folder (``VLAD_CACHE``).
+            budget: Limit for all cached features in GB; features of further images are computed every time.
+            half: Whether to round features to half precision, which halves their size.
 
         Raises:
-            OptionError: No budget.
+            OptionError: The budget is invalid.
         """
         if not budget > 0:
             raise OptionError(f"features.budget is a number of GB, above 0, not {budget}")
@@ -41,10 +41,10 @@ class CachedFeatures(Callback):
         self.store: FeatureCache | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the method its cache.
+        """Sets the cache of the method.
 
         Raises:
-            OptionError: Images are augmented at random, so that nothing comes again.
+            OptionError: Images are augmented at random, so that no image occurs twice.
         """
         if not self.cache:
             return
@@ -69,12 +69,12 @@ class CachedFeatures(Callback):
         pl_module.feature_cache = self.store  # type: ignore[assignment]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what is not yet written."""
+        """Writes pending features."""
         if self.store is not None:
             self.store.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keeps what was computed until then."""
+        """Writes the features computed so far."""
         self._close(pl_module)
 
     def _close(self, method: LightningModule) -> FeatureCache | None:
@@ -85,7 +85,7 @@ class CachedFeatures(Callback):
         return store
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes the cache away and tells what it saved."""
+        """Removes the cache and reports its use."""
         store = self._close(pl_module)
         if store is None or not trainer.is_global_zero:
             return

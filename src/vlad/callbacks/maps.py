@@ -1,4 +1,4 @@
-"""Writes the raw map of every tested or predicted image, at the image's own size."""
+"""Writes the raw map of every tested or predicted image, at the image's original size."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _SUFFIXES = {"npy": ".npy", "png16": ".png"}
 class RawMaps(PerImage):
     """Raw maps of a test or prediction run, under ``maps/`` in the run folder, and their list in ``maps/index.jsonl``.
 
-    A map has its image's own size: bilinear over what the method has seen, its last row and column going on over the
-    rest; minus infinity (code 0 of a PNG) where nothing was inspected. A batch's maps are on disk before the next
-    batch is scored. :func:`vlad.drawing.read_map` reads both formats.
+    A map has the original size of its image: bilinear over the part that the method sees, with the last row and column
+    repeated over the rest; minus infinity (code 0 in a PNG) outside a region of interest. A batch's maps are on disk
+    before the next batch is scored. :func:`vlad.drawing.read_map` reads both formats.
     """
 
     def __init__(self, format: MapFormat | None = None) -> None:
-        """Chooses the format.
+        """Selects the format.
 
         Args:
             format: ``npy`` (float32) or ``png16`` (16-bit PNG, with the scale of its values as text in it); by default
                 no maps are written.
 
         Raises:
-            OptionError: There is no such format.
+            OptionError: The format is unknown.
         """
         if format not in {None, *_SUFFIXES}:
             raise OptionError(f"maps.format is {format!r}: give npy or png16")

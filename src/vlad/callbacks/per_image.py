@@ -1,4 +1,4 @@
-"""What callbacks share that leave a file per image in the run folder, in test and in prediction."""
+"""Base of callbacks that write one file per image to the run folder, in test and prediction."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class PerImage(Callback):
         self._begun = self._finished = False
 
     def begin(self, trainer: Trainer, folder: Path) -> None:
-        """Starts a run in its folder, or goes on with one; a process without images to predict is not asked."""
+        """Starts or resumes a run in its folder; not called in a process without images to predict."""
         raise NotImplementedError
 
     def add(self, trainer: Trainer, batch: Batch, prediction: Prediction, rows: list[int]) -> None:
-        """Takes the rows of a batch that are this process's own, at least one."""
+        """Processes the rows of a batch that belong to this process, at least one."""
         raise NotImplementedError
 
     def finish(self, trainer: Trainer, folder: Path, *, progress: bool) -> None:
@@ -78,12 +78,12 @@ class PerImage(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Takes a batch; a set that is scored together comes by :meth:`on_set_scored`."""
+        """Processes a batch; sets that are scored together are passed to :meth:`on_set_scored`."""
         if isinstance(outputs, Prediction):
             self.on_set_scored(trainer, pl_module, batch, outputs)
 
     def on_set_scored(self, trainer: Trainer, pl_module: LightningModule, batch: Any, prediction: Prediction) -> None:
-        """Takes images that a transductive method has scored together."""
+        """Processes images that a transductive method has scored together."""
         rows = own_samples(batch, trainer.global_rank, trainer.world_size) if self._begun else []
         if rows:
             self.add(trainer, batch, prediction, rows)

@@ -1,4 +1,4 @@
-"""Writes what a prediction finds while it runs, continues what was begun, and accounts for every file."""
+"""Writes the rows of a prediction while it runs, resumes interrupted runs, and accounts for every file."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _WORST = 5
 
 
 class Predictions(Callback):
-    """Rows of ``predictions.csv``, as they come: a kill loses the batch in flight at most.
+    """Writes ``predictions.csv`` batch by batch: a killed run loses at most the current batch.
 
-    A run into a folder that holds rows of the same method, weights, references and options continues it: images whose
-    files are as they were are not scored again. What differs is refused.
+    A run into a folder with rows of the same method, weights, references and options resumes it: unchanged images are
+    not scored again. A difference raises an error that names it.
     """
 
     def __init__(self, progress: bool = True) -> None:
-        """Chooses what is told.
+        """Configures the output.
 
         Args:
-            progress: Whether images a second and the time left are told.
+            progress: Whether to print images per second and the remaining time.
         """
         self.progress = progress
         self.counts: Counter[str] = Counter()
@@ -138,7 +138,7 @@ class Predictions(Callback):
     # -- while -------------------------------------------------------------------------------------------------
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the folder and records what its scores depend on."""
+        """Locks the folder and records what its scores depend on."""
         assert self._store is not None
         folder = run_folder(trainer)
         if folder is not None and folder != self._store.folder:  # another run has taken the name
@@ -194,7 +194,7 @@ class Predictions(Callback):
     # -- after -------------------------------------------------------------------------------------------------
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes the table, draws what waits to be drawn, and says what was found. Every process calls it.
+        """Writes the table, draws pending heat maps, and prints a summary. Every process calls it.
 
         A process without images skips the hooks of prediction, but not this one.
         """
@@ -209,7 +209,7 @@ class Predictions(Callback):
             store.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the folder back: a program that goes on may continue the run."""
+        """Releases the folder, so that the same program can resume the run."""
         store, self._store = self._store, None
         if store is not None:
             store.close()
@@ -276,7 +276,7 @@ class Predictions(Callback):
 
 
 def row_keys(frame: pd.DataFrame) -> list[str]:
-    """Returns what tells the images of an index apart, whatever folder vlad is run from."""
+    """Returns a key for each image of an index that does not depend on the working directory."""
     absolute = {path: os.path.abspath(path) for path in frame["image_path"].unique()}
     columns = (frame[name].tolist() for name in ("image_path", "frame", "row_crop", "dataset", "category", "image_id"))
     return [

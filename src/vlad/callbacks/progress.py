@@ -1,4 +1,4 @@
-"""How far a run is: images done, images a second, time left."""
+"""Progress of a run: images done, images per second, remaining time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Meter", "format_seconds"]
 
 
 def format_seconds(seconds: float) -> str:
-    """Returns a duration as people read it.
+    """Formats a duration.
 
     Examples:
         >>> format_seconds(75), format_seconds(3700)
@@ -22,7 +22,7 @@ def format_seconds(seconds: float) -> str:
 
 
 class Meter:
-    """Tells how far some work is, on the error stream: a line that changes on a terminal, else one now and then.
+    """Prints progress on the error stream: one changing line on a terminal, otherwise a line at intervals.
 
     Examples:
         >>> meter = Meter(3, "scoring", enabled=False)
@@ -44,12 +44,12 @@ class Meter:
         """Starts the clock.
 
         Args:
-            total: Images in all.
-            what: What is done with them, such as ``scoring``.
-            share: Processes that do it alike; what one has done is multiplied by this.
-            enabled: Whether anything is told.
-            every: Seconds between two lines where the stream is no terminal.
-            stream: Where it is told; the error stream by default.
+            total: Total number of images.
+            what: Name of the task, such as ``scoring``.
+            share: Number of processes with equal work; the count of one is multiplied by it.
+            enabled: Whether to print anything.
+            every: Seconds between two lines if the stream is not a terminal.
+            stream: Output stream; the error stream by default.
         """
         self.total, self.what, self.share, self.enabled = total, what, share, enabled
         self.stream = stream or sys.stderr
@@ -62,7 +62,7 @@ class Meter:
         return hasattr(self.stream, "isatty") and self.stream.isatty()
 
     def advance(self, count: int) -> None:
-        """Counts images that are done, and tells it where it is time."""
+        """Counts finished images, and prints a line when due."""
         self.done += count
         now = time.monotonic()
         if self.enabled and now - self._told >= self.every:

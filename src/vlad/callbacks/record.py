@@ -1,4 +1,4 @@
-"""What a run was: the command, the method, its data and what it ran on, beside its results from the start on."""
+"""Records a run: the command, the method, its data and its environment."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = ["RunRecord"]
 
 
 class RunRecord(Callback):
-    """Begins the run folder, and leaves ``run.json`` in it.
+    """Creates the run folder, and writes ``run.json`` to it.
 
-    It holds the command, the method with the origin of what it learned and the checkpoint it was given, the encoder's
-    tag or file and the fingerprint of its weights, the data with their counts, versions, device, and how the run is
-    going: ``running``, ``finished``, ``stopped`` by the user or a scheduler, or ``failed``. A run that ends before its
+    ``run.json`` has the command, the method with the origin of its parameters and its checkpoint, the encoder's tag or
+    file and the fingerprint of its weights, the data with their counts, versions, device, and the status of the
+    run: ``running``, ``finished``, ``stopped`` by the user or a scheduler, or ``failed``. A run that ends before its
     first batch is done leaves no folder.
     """
 
     def __init__(self, command: Sequence[str] = ()) -> None:
-        """Keeps the command line that the run was started with."""
+        """Stores the command line of the run."""
         self.command = list(command)
         self._folder: Path | None = None
         self._record: dict[str, Any] = {}
@@ -41,7 +41,7 @@ class RunRecord(Callback):
         self._started = _now()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tells in one line where random weights are used."""
+        """Reports in one line if random weights are used."""
         self._folder, self._record, self._batches, self._started = None, {}, 0, _now()
         encoder = getattr(pl_module, "backbone", None)
         if trainer.is_global_zero and getattr(encoder, "pretrained", None) == "random":
@@ -97,19 +97,19 @@ class RunRecord(Callback):
     # -- while it goes -----------------------------------------------------------------------------------------
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Counts: from the first batch on, a run has done something."""
+        """Counts batches: a run leaves a folder from its first batch on."""
         self._batches += 1
 
     on_test_batch_end = on_predict_batch_end = on_train_batch_end
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Counts; a sanity check is nothing yet."""
+        """Counts batches, except those of a sanity check."""
         self._batches += not trainer.sanity_checking
 
     # -- the end -----------------------------------------------------------------------------------------------
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says what can be done with what was trained, where that is known."""
+        """Prints a test command for the trained method, if the test data is known."""
         if self._folder is None or not trainer.is_global_zero:
             return
         checkpoints = any(self._folder.glob("checkpoints/*.ckpt"))
@@ -118,13 +118,13 @@ class RunRecord(Callback):
             print(f"next: {command}", flush=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Records that the run has finished: all that it does at its end is done."""
+        """Records that the run has finished, after all other callbacks."""
         if self._record and trainer.is_global_zero:
             self._record |= {"status": "finished", "ended": _now(), **_about(pl_module)}
             self._write()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Records that the run has failed, or was stopped; one that had done nothing yet leaves nothing."""
+        """Records that the run failed or was stopped; removes the folder of a run before its first batch."""
         if not trainer.is_global_zero:
             return
         if not self._batches:

@@ -1,4 +1,4 @@
-"""Fits a method on the reference images of a run, records them, and refuses a reference that is tested."""
+"""Fits a method on the reference images of a run, records them, and rejects references that are tested."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["References"]
 
 
 class References(Callback):
-    """Fits the method on the data module's references ahead of testing and prediction.
+    """Fits the method on the data module's references before testing and prediction.
 
-    Leaves ``references.csv`` in the run folder: data set, category, image id, path and SHA-256 of every one. A trainer
+    Writes ``references.csv`` to the run folder: dataset, category, image id, path and SHA-256 of each one. A trainer
     with neither a logger nor a ``default_root_dir`` has no such folder.
     """
 
     def __init__(self, save: bool = False) -> None:
-        """Chooses what is kept.
+        """Configures what is saved.
 
         Args:
-            save: Whether what was fitted is saved as ``checkpoints/references.ckpt``, so that ``vlad.load(run)`` and
-                ``--ckpt_path run`` bring it back without the images. A patch memory is large: at 518 px and ViT-L-14
+            save: Whether to save the fitted state as ``checkpoints/references.ckpt``, so that ``vlad.load(run)`` and
+                ``--ckpt_path run`` restore it without the images. A memory bank is large: at 518 px and ViT-L-14
                 22 MB for each reference image.
         """
         self.save = save

@@ -1,4 +1,4 @@
-"""Leaves one page of a test's or a prediction's results in the run folder: ``report.html``."""
+"""Writes the results of a test or prediction as one page to the run folder: ``report.html``."""
 
 from __future__ import annotations
 
@@ -49,29 +49,29 @@ _FILE = "report.html"
 
 
 class Report(PerImage):
-    """``report.html`` of a test or prediction: summary, tables, curves, a threshold to move, images, protocol.
+    """``report.html`` of a test or prediction: summary, tables, curves, an adjustable threshold, images, protocol.
 
-    It opens from disk without a network: thumbnails of a few kB per image stand in it. They are made from the data
-    module's previews while the method scores and wait on disk, so that memory does not grow with the data set. See
+    It opens from disk without a network and contains thumbnails of a few kB per image. They are made from the data
+    module's previews during scoring and stored on disk, so that memory does not grow with the dataset. See
     docs/report.md.
     """
 
     def __init__(
         self, enabled: bool = True, copy: bool = False, limit: int = 10_000, against: str | None = None
     ) -> None:
-        """Chooses whether there is a page, and what is in it.
+        """Configures the page.
 
         Args:
-            enabled: Whether the page is written at all.
-            copy: Whether the original images are copied into the run folder (``originals/``), so that the folder can
-                be moved elsewhere; else they are linked where they are.
-            limit: Images that are shown; of more the first ones, and those of the highest scores. All are counted.
-            against: Run folder of another test of the same images: the gallery can be ordered by how differently the
-                two rank an image.
+            enabled: Whether to write the page.
+            copy: Whether to copy the original images into the run folder (``originals/``), so that the folder can be
+                moved; otherwise they are linked at their location.
+            limit: Number of images shown: the first ones, and those with the highest scores. All are counted.
+            against: Run folder of another test on the same images: the gallery can be ordered by how differently the
+                two runs rank an image.
 
         Raises:
-            DataError: No test has been run there.
-            OptionError: A number is out of its range.
+            DataError: The folder of ``against`` has no test.
+            OptionError: A number is out of range.
         """
         if limit < 1:
             raise OptionError(f"report.limit is {limit}: give 1 or more, or --report.enabled false for no report")

@@ -1,4 +1,4 @@
-"""Writes what an evaluation found, and prints it."""
+"""Writes and prints the results of an evaluation."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _ON_REQUEST = ("pixel_iou_max", "pixel_aupimo", "image_fpr_at_", "pixel_fpr_at_"
 
 
 def format_table(result: EvaluationResult, columns: Sequence[str] | None = None) -> str:
-    """Returns the metrics as a plain-text table in per cent: a line per category, then their mean.
+    """Returns the metrics as a plain-text table in per cent: one line per category, then the mean.
 
     Args:
-        result: What an evaluation found.
-        columns: Which columns; by default all but those that are shown on request.
+        result: Result of an evaluation.
+        columns: Columns to show; by default all except those shown on request.
     """
     if columns is None:
         columns = [column for column in result.mean if not column.startswith(_ON_REQUEST)]
@@ -102,7 +102,7 @@ def _published_csv(found: Sequence[Beside]) -> str:
 
 
 class Results(Callback):
-    """Leaves metrics as CSV and JSON and every image's score as CSV in the run folder, and prints the table.
+    """Writes metrics as CSV and JSON and image scores as CSV to the run folder, and prints the table.
 
     What it writes is the result of the :class:`vlad.callbacks.Evaluator` among the trainer's callbacks. Files:
     ``test_metrics.csv``, ``test_metrics.json``, ``test_scores.csv`` (``val_…`` while validating); of earlier stages of
@@ -111,7 +111,7 @@ class Results(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a test without an Evaluator, which would leave nothing to write.
+        """Raises an error for a test without an Evaluator, which would have nothing to write.
 
         Raises:
             VladError: There is no Evaluator.
@@ -174,7 +174,7 @@ class Results(Callback):
             self._write(trainer, "val", show=trainer.state.fn == "validate")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says where the checkpoint is."""
+        """Prints the path of the checkpoint."""
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if checkpoint and trainer.is_global_zero:
             print(f"\ncheckpoint: {checkpoint}", flush=True)

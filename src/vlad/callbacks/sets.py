@@ -1,4 +1,4 @@
-"""All images of a category together, for methods that score them so."""
+"""Collects all images of a category, for methods that score them together."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class CategorySets:
         self._seen: set[str] = set()
 
     def add(self, batch: Batch, features: Features) -> Iterator[Complete]:
-        """Adds a batch; yields what it completed: batch without ``image``, features, and height and width of images.
+        """Adds a batch; yields completed categories: batch without ``image``, features, and height and width of images.
 
         Raises:
-            DataError: A category comes back after another one, or its images differ in size.
+            DataError: The images of a category are not consecutive, or differ in size.
         """
         categories = [f"{one}/{other}" for one, other in zip(batch["dataset"], batch["category"], strict=True)]
         size = (batch["image"].shape[-2], batch["image"].shape[-1])
@@ -46,7 +46,7 @@ class CategorySets:
             self._parts.append((_take(batch, rows), some, size))
 
     def finish(self) -> Iterator[Complete]:
-        """Yields the category that has not been handed out, if there is one."""
+        """Yields the last category, if there is one."""
         if self._parts:
             parts, self._parts = self._parts, []
             batches, features, sizes = zip(*parts, strict=True)

@@ -1,4 +1,4 @@
-"""The shared core: CLIP patch-text similarity. Knows nothing of methods or data."""
+"""The shared core: CLIP patch-text similarity, independent of methods and data."""
 
 from vlad.clip.backbone import Backbone
 from vlad.clip.blocks import AttentionBranch, Tokens, run_blocks

@@ -52,7 +52,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def local_attention(kind: LocalAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Computes a self-self attention, which keeps patch tokens about their own patch.
+    """Computes a self-self attention, which keeps patch tokens local.
 
     Args:
         kind: ``"vv"`` (CLIP Surgery, CLIP-AD, AnomalyCLIP), ``"kk"`` or ``"qq"``: which projection is

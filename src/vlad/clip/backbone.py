@@ -1,4 +1,4 @@
-"""A frozen CLIP as an encoder: an image tower and, where asked for, a text tower."""
+"""A frozen CLIP as an encoder: an image tower and, optionally, a text tower."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Backbone(nn.Module):
     Attributes:
         image: The image tower.
         text: The text tower, or None.
-        name: The name it was asked for by.
-        pretrained: The weights' tag or file, ``random``, or None where the name says it all.
-        source: Where the weights come from.
+        name: The requested name.
+        pretrained: Tag or file of the weights, ``random``, or None if the name is sufficient.
+        source: Origin of the weights.
         mean: Normalisation mean of the images, 3 values for RGB in [0, 1].
         std: Normalisation standard deviation.
         patch_size: Side of a patch in pixels.
-        native_size: Image side the weights were made for.
+        native_size: Image side that the weights were trained at.
         depth: Number of blocks of the image tower.
         width: Width W of its tokens.
     """
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         source: Source | None = None,
         text: bool = True,
     ) -> None:
-        """Takes an open_clip model built with a custom text tower; see :meth:`load` for the usual way.
+        """Wraps an open_clip model built with a custom text tower; usually created by :meth:`load`.
 
         Raises:
             BackboneError: The towers are not plain open_clip vision/text transformers.
@@ -81,17 +81,16 @@ class Backbone(nn.Module):
         numerics: Numerics | None = None,
         text: bool = True,
     ) -> Backbone:
-        """Loads a CLIP through open_clip; all of its weights have been read from one file, or it is an error.
+        """Loads a CLIP through open_clip; raises an error unless one file provides all of its weights.
 
         Args:
             name: An open_clip model name (``ViT-B-16-plus-240``), ``hf-hub:org/repo``,
-                ``local-dir:folder`` with ``open_clip_config.json`` and the weights beside it, or ``vlad-tiny``,
-                the small CLIP that comes with vlad (96 px; for trials and tests, not for real images).
-            pretrained: open_clip weights tag (``laion400m_e31``) or file, for plain names; the others bring their
-                weights, and a tag means nothing to them. ``random`` gives random weights under the current seed,
-                whatever the name.
-            numerics: How the model is driven; defaults to open_clip's own way.
-            text: Whether the text tower is kept.
+                ``local-dir:folder`` with ``open_clip_config.json`` and the weights, or ``vlad-tiny``, the small
+                CLIP that ships with vlad (96 px; for demos and tests, not for real images).
+            pretrained: open_clip weights tag (``laion400m_e31``) or file, for plain names; other names include their
+                weights and ignore a tag. ``random`` gives random weights under the current seed, for any name.
+            numerics: CLIP numerics; by default open_clip's.
+            text: Whether to keep the text tower.
 
         Raises:
             BackboneError: Unknown name or tag, no weights, failed download, missing folder or file, weights that are
@@ -104,7 +103,7 @@ class Backbone(nn.Module):
         return cls(model, tokenizer, numerics=numerics, name=name, pretrained=kept, source=source, text=text)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stays in evaluation mode: a frozen tower has no training mode."""
+        """Does nothing: a frozen tower stays in evaluation mode."""
         return super().train(False)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -115,15 +114,15 @@ class Backbone(nn.Module):
         """Encodes images in one pass.
 
         Args:
-            images: Normalised images (B, 3, H, W), any size the patch divides.
-            layers: Intermediate layers to read, from 1.
+            images: Normalised images (B, 3, H, W), any size divisible by the patch size.
+            layers: Intermediate layers to return, counted from 1.
 
         Returns:
             Hidden states of each layer as patch tokens (B, h, w, W) and class token (B, W), neither normalised nor
             projected, and the image embedding (B, D), not normalised.
 
         Raises:
-            BackboneError: A layer does not exist, or the patch does not divide the size.
+            BackboneError: A layer does not exist, or the size is not divisible by the patch size.
         """
         wrong = [layer for layer in layers if not 1 <= layer <= self.depth]
         if wrong:
@@ -138,7 +137,7 @@ class Backbone(nn.Module):
         )
 
     def fingerprint(self) -> str:
-        """Returns a short hash of the weights of both towers: of which CLIP a checkpoint is."""
+        """Returns a short hash of the weights of both towers, which identifies the CLIP of a checkpoint."""
         visual = self.image.visual
         whole = [visual.conv1.weight, visual.positional_embedding, visual.proj]
         if self.text is not None:
@@ -146,12 +145,12 @@ class Backbone(nn.Module):
         return fingerprint(self, whole)
 
     def image_fingerprint(self) -> str:
-        """Returns a short hash of the weights of the image tower alone, the same whether there is a text tower."""
+        """Returns a short hash of the weights of the image tower only, with or without a text tower."""
         visual = self.image.visual
         return fingerprint(self.image, [visual.conv1.weight, visual.positional_embedding, visual.proj])
 
     def legacy_fingerprint(self) -> str:
-        """Returns the hash that checkpoints of method interface 1 hold; it covers three tensors of the image tower."""
+        """Returns the hash in checkpoints of method interface 1, over three tensors of the image tower."""
         visual = self.image.visual
         digest = hashlib.sha256()
         for weight in (visual.conv1.weight, visual.proj, visual.transformer.resblocks[0].ln_1.weight):
@@ -165,7 +164,7 @@ def save_local(model: Any, config: dict[str, Any], folder: str | Path) -> str:
     Args:
         model: An open_clip model.
         config: Its ``embed_dim``, ``vision_cfg`` and ``text_cfg``.
-        folder: Made if missing.
+        folder: Output folder, created if missing.
 
     Returns:
         The backbone name, ``local-dir:folder``.

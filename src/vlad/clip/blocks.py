@@ -1,8 +1,8 @@
 """One explicit loop over open_clip's residual attention blocks.
 
 The published detectors each carry an edited copy of CLIP's transformer, to read hidden states, insert prompts or run
-a second attention branch. Here is the one loop that serves them all, over open_clip's own modules and weights.
-Blocks are numbered from 1, as the papers do.
+a second attention branch. This one loop serves all of them, over open_clip's own modules and weights.
+Blocks are numbered from 1, as in the papers.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ TokenEdit = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class AttentionBranch:
-    """A second residual branch with self-self attention beside the ordinary tokens: value-value by default.
+    """A second residual branch with self-self attention, parallel to the ordinary tokens: value-value by default.
 
     Every block's q, k and v come from the ordinary tokens, which stay unchanged.
 
     Attributes:
         first: Block at which the branch starts; before its first update it equals the ordinary tokens.
         attention: Which self-self attention feeds it.
-        restarts: Blocks at which the branch is dropped and starts anew from zero (CLIP-AD's stages).
+        restarts: Blocks at which the branch is reset to zero (CLIP-AD's stages).
     """
 
     first: int = 1
@@ -42,13 +42,13 @@ class AttentionBranch:
 
 @dataclass
 class Tokens:
-    """What a run through the blocks leaves; every tensor is (B, N, W).
+    """Output of a run through the blocks; every tensor is (B, N, W).
 
     Attributes:
         last: Output of the last block that ran.
-        hidden_states: Output of each block asked for.
-        attended: Tokens inside each asked-for block, between its attention and its MLP.
-        branch: The second branch after each asked-for block.
+        hidden_states: Output of each requested block.
+        attended: Tokens inside each requested block, between attention and MLP.
+        branch: The second branch after each requested block.
     """
 
     last: Tensor
@@ -78,10 +78,10 @@ def run_blocks(
     need_last: bool = True,
     class_token_only: bool = False,
 ) -> Tokens:
-    """Runs tokens through residual attention blocks; returns what was asked for on the way.
+    """Runs tokens through residual attention blocks and returns the requested intermediate tokens.
 
-    A block is ``x + attn(ln_1(x))``, then ``x + mlp(ln_2(x))``, with layer scale where the model has it.
-    q, k and v are projected once and shared by both. Nothing is run beyond the last layer asked for.
+    A block is ``x + attn(ln_1(x))``, then ``x + mlp(ln_2(x))``, with layer scale if the model has it.
+    q, k and v are projected once and shared by both. Blocks after the last requested layer are not run.
 
     Args:
         blocks: open_clip ``ResidualAttentionBlock`` modules.
@@ -91,17 +91,17 @@ def run_blocks(
         attended: Blocks whose half-finished tokens (attention added, MLP not yet) are returned.
         branch: A second residual branch with self-self attention, or None.
         branch_layers: Blocks after which the branch is returned; needs ``branch``.
-        before: Edit of the tokens ahead of each block.
-        after: Edit of the tokens behind each block, which ``layers`` and ``last`` are of.
-        attention: What takes the place of a block's own attention: from its number and its queries, keys and values
-            (B, heads, N, W / heads) makes attended values (B, N, W), ahead of the output projection.
-        need_last: Whether the output of the whole stack is needed. If not, blocks after the last layer asked for are
+        before: Edit of the tokens before each block.
+        after: Edit of the tokens after each block; ``layers`` and ``last`` are taken after it.
+        attention: Replacement for a block's attention: maps its number, queries, keys and values
+            (B, heads, N, W / heads) to attended values (B, N, W), before the output projection.
+        need_last: Whether the output of the whole stack is needed. If not, blocks after the last requested layer are
             not run.
         class_token_only: Whether only token 0 of the last block is needed; it is then the only one computed,
             and ``last`` is (B, 1, W). Not with hidden states of the last block; its branch keeps all tokens.
 
     Returns:
-        The tokens asked for; none is a view that a later step edits.
+        The requested tokens; later steps modify none of them in place.
 
     Raises:
         ValueError: A block number is out of range, or arguments contradict each other.

@@ -28,7 +28,7 @@ class ImageTower(nn.Module):
         width: Width W of the tokens.
         embed_dim: Dimension D of the joint space.
         patch_size: Side of a patch in pixels.
-        native_size: Image side the weights were made for.
+        native_size: Image side that the weights were trained at.
     """
 
     def __init__(self, visual: VisionTransformer, numerics: Numerics) -> None:
@@ -47,7 +47,7 @@ class ImageTower(nn.Module):
         """Returns the rows and columns of patches of an image.
 
         Raises:
-            BackboneError: The patch does not divide the size; the message names sizes that fit.
+            BackboneError: The size is not divisible by the patch size; the message names sizes that fit.
         """
         return patch_grid(height, width, self.patch_size)
 
@@ -55,7 +55,7 @@ class ImageTower(nn.Module):
         """Embeds images as tokens, class token first, up to and including ``ln_pre``.
 
         Args:
-            images: Normalised images (B, 3, H, W), any size the patch divides.
+            images: Normalised images (B, 3, H, W), any size divisible by the patch size.
 
         Returns:
             Tokens (B, 1 + rows · columns, W).
@@ -75,7 +75,7 @@ class ImageTower(nn.Module):
 
         Args:
             tokens: Tokens of any block.
-            norm: Whether the tower's ``ln_post`` comes first. AnomalyCLIP's image feature omits it.
+            norm: Whether to apply the tower's ``ln_post`` first. AnomalyCLIP's image feature omits it.
         """
         visual = self.visual
         return (visual.ln_post(tokens) if norm else tokens) @ visual.proj

@@ -1,4 +1,4 @@
-"""A CLIP through open_clip: found by name, built, and filled with all of its weights."""
+"""Loads a CLIP through open_clip: finds it by name, builds it, and loads all of its weights."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def load_clip(name: str, pretrained: str | None, numerics: Numerics, *, text: bo
     """Builds an open_clip model with all of its weights, as :meth:`vlad.clip.Backbone.load` describes.
 
     Returns:
-        The model, its tokenizer or None, and where the weights come from.
+        The model, its tokenizer or None, and the origin of the weights.
 
     Raises:
-        BackboneError: As there.
+        BackboneError: As for :meth:`vlad.clip.Backbone.load`.
     """
     import open_clip
 
@@ -142,7 +142,7 @@ def _own_names(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def check_towers(model: Any, name: str) -> None:
-    """Refuses towers whose arithmetic the block loop does not restate.
+    """Rejects towers that the block loop does not implement.
 
     Raises:
         BackboneError: The towers are not plain open_clip vision/text transformers.

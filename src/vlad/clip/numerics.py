@@ -1,4 +1,4 @@
-"""How a published detector drives CLIP, where that changes the numbers."""
+"""Differences in how published detectors run CLIP that change the numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Numerics"]
 
 @dataclass(frozen=True)
 class Numerics:
-    """The ways in which published detectors drive CLIP differently; each changes the numbers.
+    """Options in which published detectors run CLIP differently; each changes the numbers.
 
     Attributes:
         activation: ``"pretrained"`` uses the activation the weights were trained with. ``"gelu"`` and

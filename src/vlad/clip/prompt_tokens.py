@@ -1,7 +1,7 @@
 """Deep prompt tokens as edits of the token sequence, for :func:`vlad.clip.blocks.run_blocks`.
 
-Two published forms: tokens appended to an image sequence and refreshed ahead of the first blocks (AdaCLIP,
-VPT-deep), and words of a sentence overwritten ahead of some blocks (AdaCLIP, AnomalyCLIP).
+There are two published forms: tokens appended to an image sequence and replaced before the first blocks (AdaCLIP,
+VPT-deep), and words of a sentence overwritten before some blocks (AdaCLIP, AnomalyCLIP).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def _batched(prompt: Tensor, x: Tensor) -> Tensor:
 
 
 def append_prompts(prompts: Mapping[int, Tensor], count: int) -> TokenEdit:
-    """Makes an edit that appends prompt tokens, then replaces them ahead of later blocks.
+    """Returns an edit that appends prompt tokens, then replaces them before later blocks.
 
-    Ahead of the first block named the prompts are appended at the end of the sequence; ahead of each further
-    block named they replace the tokens appended before. In other blocks they stay and evolve.
+    Before the first given block the prompts are appended at the end of the sequence; before each further given block
+    they replace the tokens appended earlier. Other blocks process them like all tokens.
 
     Args:
         prompts: Block number (from 1) → prompt tokens, (M, W) shared by the batch or (B, M, W).
-        count: Length N of the sequence without prompts; what lies beyond is prompt.
+        count: Length N of the sequence without prompts; all later tokens are prompts.
 
     Returns:
         The edit.
@@ -43,7 +43,7 @@ def append_prompts(prompts: Mapping[int, Tensor], count: int) -> TokenEdit:
 
 
 def overwrite_prompts(prompts: Mapping[int, Tensor], position: int = 1) -> TokenEdit:
-    """Makes an edit that overwrites tokens in place of the sequence; its length stays.
+    """Returns an edit that overwrites tokens of the sequence, whose length stays the same.
 
     Args:
         prompts: Block number (from 1) → prompt tokens, (M, W) shared by the batch or (B, M, W).

@@ -1,8 +1,8 @@
-"""Crop regions of an image at the tower's size, and paste their maps at their place in the image.
+"""Crops regions of an image to the tower's size, and pastes their maps back into the image.
 
 A box is (top, left, bottom, right) in fractions of the image's height and width. Cropping and pasting are products
-with matrices made of the same numbers, so that they agree to a fraction of a pixel, run on any device for many boxes
-at once, and the box (0, 0, 1, 1) is the whole image and nothing special.
+with matrices from the same coordinates, so that they agree to a fraction of a pixel and run on any device for many
+boxes at once. The box (0, 0, 1, 1) is the whole image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["crop_regions", "find_regions", "full_boxes", "paste_maps"]
 
 
 def full_boxes(count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns boxes that are the whole image (count, 4)."""
+    """Returns boxes that cover the whole image (count, 4)."""
     return torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(count, 4)
 
 
@@ -43,7 +43,7 @@ def crop_regions(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     Args:
         images: Images (n, C, S, S), one for each box.
         boxes: Regions (n, 4), at least a pixel high and wide.
-        size: Side wanted, in pixels.
+        size: Output side in pixels.
 
     Returns:
         Regions (n, C, size, size), float32; they may overshoot the range of values a little, as bicubic does.
@@ -70,7 +70,7 @@ def paste_maps(maps: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     Args:
         maps: Maps on the patch grid (n, g, g).
-        boxes: Where they belong (n, 4).
+        boxes: Their boxes in the image (n, 4).
         size: Side of the image in pixels.
 
     Returns:
@@ -87,13 +87,13 @@ def paste_maps(maps: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def find_regions(
     maps: Tensor, *, count: int = 3, threshold: float = 0.5, margin: float = 1.5, min_side: float = 1 / 3
 ) -> tuple[Tensor, Tensor]:
-    """Finds where a map stands out: the boxes of its highest connected parts.
+    """Finds the boxes of the highest connected components of a map.
 
     Args:
         maps: Probabilities on the patch grid (B, g, g).
-        count: At most so many parts per image, the highest peaks first.
-        threshold: A part is above this share of the map's maximum.
-        margin: Boxes are square, and so many times as large as the part.
+        count: Largest number of components per image, highest peaks first.
+        threshold: A component is above this share of the map's maximum.
+        margin: Size of the square boxes relative to the component.
         min_side: Smallest side of a box.
 
     Returns:

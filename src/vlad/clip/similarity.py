@@ -1,4 +1,4 @@
-"""Patch-text similarity: logits → grid → upsampled map → smoothed map; the arithmetic the methods share."""
+"""Patch-text similarity, shared by all methods: logits → grid → upsampled map → smoothed map."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def to_grid(values: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         Values (B, h, w).
 
     Raises:
-        ValueError: n is no square and no grid is given.
+        ValueError: n is not a square number and no grid is given.
     """
     count = values.shape[-1]
     if grid is None:
@@ -44,7 +44,7 @@ def upsample(maps: Tensor, size: int | tuple[int, int], *, align_corners: bool) 
 
     Args:
         maps: Maps on the patch grid.
-        size: Height and width wanted, in pixels; one number for both.
+        size: Output height and width in pixels; one number for both.
         align_corners: Papers differ; see the method's source.
     """
     size = (size, size) if isinstance(size, int) else size
@@ -69,12 +69,12 @@ def _gaussian_matrix(size: int, sigma: float, truncate: float) -> Tensor:
 def smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Tensor:
     """Smooths maps with a Gaussian, as ``scipy.ndimage.gaussian_filter`` does with its defaults.
 
-    Two matrix products with the filter's matrix, which holds the symmetric borders; runs on any device, in
-    float32 whatever the autocast.
+    Two matrix products with the filter's matrix, which includes the symmetric borders; runs on any device, in
+    float32 even under autocast.
 
     Args:
         maps: Anomaly maps (B, H, W).
-        sigma: Standard deviation in pixels; 0 leaves the maps as they are.
+        sigma: Standard deviation in pixels; 0 leaves the maps unchanged.
         truncate: Filter radius in units of ``sigma``.
 
     Returns:
@@ -96,7 +96,7 @@ def smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Tensor:
 
 
 def restrict(maps: Tensor, roi: Tensor | None) -> Tensor:
-    """Gives the pixels outside of a region of interest the lowest value inside.
+    """Sets the pixels outside a region of interest to the lowest value inside.
 
     Args:
         maps: Anomaly maps (B, H, W).
@@ -113,7 +113,7 @@ def restrict(maps: Tensor, roi: Tensor | None) -> Tensor:
 
 
 def restrict_patches(values: Tensor, roi: Tensor | None) -> Tensor:
-    """Gives the patches of which no pixel is inspected the lowest value of the others.
+    """Sets the patches without an inspected pixel to the lowest value of the others.
 
     Args:
         values: Values on the patch grid (B, h, w).

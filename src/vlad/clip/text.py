@@ -1,4 +1,4 @@
-"""The text tower: embed, run, read at the end of text, cut exactly."""
+"""The text tower: embeds and encodes sentences, without padding."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Tokenizer = Callable[[Sequence[str]], Tensor]
 
 
 class PackedSentences(NamedTuple):
-    """Sentences laid end to end in one sequence, after the tokens that all of them begin with.
+    """Sentences concatenated in one sequence, after the tokens that all of them start with.
 
-    No token sees another sentence's, so every token is what it is in its own sentence; but the shared ones are run
-    once, and nothing is run beyond a sentence's end.
+    No token attends to another sentence, so every token equals that of its separate sentence. Shared tokens are run
+    only once, and nothing is run beyond the end of a sentence.
 
     Attributes:
         tokens: Shared tokens, then each sentence's own (T, W), or (B, T, W).
-        mask: Which token sees which: additive (T, T), or (B, 1, T, T).
+        mask: Attention mask: additive (T, T), or (B, 1, T, T).
         ends: Where each sentence ends in the sequence (n,), or (B, n).
     """
 
@@ -37,7 +37,7 @@ class PackedSentences(NamedTuple):
 
     @classmethod
     def stack(cls, packs: Sequence[PackedSentences]) -> PackedSentences:
-        """Stacks packs of as many sentences as a batch; shorter ones are filled up with tokens nobody sees."""
+        """Stacks packs with equal numbers of sentences; shorter packs are padded with masked tokens."""
         length = max(len(pack.tokens) for pack in packs)
         tokens, masks = [], []
         for pack in packs:
@@ -50,12 +50,12 @@ class PackedSentences(NamedTuple):
 
 
 def pack_sentences(x: Tensor, ends: Tensor, shared: int) -> PackedSentences:
-    """Packs sentences whose first tokens are the same.
+    """Packs sentences with the same first tokens.
 
     Args:
         x: Tokens (n, L, W) at any depth of the tower.
         ends: Index of each sentence's end-of-text token (n,).
-        shared: How many tokens all sentences begin with.
+        shared: Number of tokens that all sentences start with.
     """
     place = torch.arange(x.shape[1], device=x.device)
     own = (place >= shared) & (place <= ends[:, None])
@@ -72,13 +72,13 @@ def pack_sentences(x: Tensor, ends: Tensor, shared: int) -> PackedSentences:
 class TextTower(nn.Module):
     """Drives the text transformer of an open_clip model.
 
-    The mask is causal, so no token sees what stands right of it: everything right of the longest sentence's
-    end is cut off, which changes nothing and costs a fifth.
+    The mask is causal, so no token attends to later ones. Tokens after the end of the longest sentence are dropped,
+    which does not change the result and reduces the cost to a fifth.
 
     Attributes:
         width: Width W of the tokens.
         embed_dim: Dimension D of the joint space.
-        context_length: Tokens of a sentence, padding included (77).
+        context_length: Number of tokens per sentence, including padding (77).
     """
 
     def __init__(self, transformer: TextTransformer, tokenizer: Tokenizer) -> None:
@@ -110,7 +110,7 @@ class TextTower(nn.Module):
         Args:
             words: Word embeddings (n, L, W) without positions.
             ends: Index of each sentence's end-of-text token (n,).
-            before: Edit of the tokens ahead of each block, such as
+            before: Edit of the tokens before each block, such as
                 :func:`vlad.clip.prompt_tokens.overwrite_prompts`.
 
         Returns:
@@ -124,7 +124,7 @@ class TextTower(nn.Module):
         return self.finish(x, ends)
 
     def finish(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Reads sentence features, not normalised, off the last block's tokens at their ends.
+        """Computes sentence features, not normalised, from the last block's tokens at the sentence ends.
 
         Args:
             x: Tokens (n, L, W), or of packed sentences (B, T, W).
@@ -144,7 +144,7 @@ class TextTower(nn.Module):
 
         Args:
             sentences: Any number of sentences.
-            chunk: Sentences per run; sorted by length first, so that short ones are cut short.
+            chunk: Sentences per run; sorted by length first to reduce padding.
 
         Returns:
             Sentence features (n, D), not normalised, in the order given.

@@ -1,6 +1,6 @@
-"""Windows: small squares of patches, each encoded as an image of its own (WinCLIP, arXiv 2303.14814).
+"""Windows: small squares of patches, each encoded as a separate image (WinCLIP, arXiv 2303.14814).
 
-A window's embedding is CLIP's image embedding of the class token and the window's patches alone, at their own
+A window's embedding is CLIP's image embedding of only the class token and the window's patches, at their original
 positions; all other patches are left out of the sequence.
 """
 
@@ -50,18 +50,18 @@ def window_patches(grid: tuple[int, int], side: int) -> Tensor:
 def encode_windows(
     tower: ImageTower, x: Tensor, grid: tuple[int, int], side: int, *, tokens: int | None = None
 ) -> Tensor:
-    """Computes the image embedding of every window, in few passes of many windows.
+    """Computes the image embedding of every window, in a few passes of many windows.
 
-    What precedes the first attention belongs to single tokens: it is computed once per image, not once per window.
-    Of the last block only the class token is computed.
+    Operations before the first attention act on single tokens and are computed once per image, not once per window. In
+    the last block only the class token is computed.
 
     Args:
         tower: The image tower.
         x: Embedded tokens (B, 1 + h · w, W), as :meth:`vlad.clip.ImageTower.embed` returns them.
         grid: Rows and columns (h, w) of the patches.
         side: Patches along a window's side.
-        tokens: About so many tokens pass through the tower at a time, which bounds the memory; by default 1024 on
-            CPUs and 131072 elsewhere. When traced for export, all do.
+        tokens: Approximate number of tokens per pass, which bounds the memory; by default 1024 on CPUs and 131072
+            on other devices. When traced for export, one pass processes all tokens.
 
     Returns:
         Embeddings (B, h - side + 1, w - side + 1, D), not normalised.
@@ -84,7 +84,7 @@ def encode_windows(
 
 
 def mean_over_windows(values: Tensor, side: int) -> Tensor:
-    """Averages, for each patch, what the windows say that cover it.
+    """Averages, for each patch, the values of the windows that cover it.
 
     Args:
         values: One value per window (B, h - side + 1, w - side + 1).

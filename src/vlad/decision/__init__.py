@@ -1,4 +1,4 @@
-"""From scores to decisions: normal or anomalous, how surely, and where; see ``docs/decisions.md``."""
+"""Decisions from scores: normal or anomalous, p-value and regions; see ``docs/decisions.md``."""
 
 from vlad.decision.decision import Decision
 from vlad.decision.file import find_decision

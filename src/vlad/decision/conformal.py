@@ -1,4 +1,4 @@
-"""Thresholds from normal images alone, with a promise on the rate of false alarms: split conformal prediction."""
+"""Split conformal prediction: thresholds from normal images only, with a guaranteed false-alarm rate."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def alarms_allowed(count: int, rate: float) -> int:
 
 
 def images_needed(rate: float) -> int:
-    """Returns the smallest number of normal images that a false-alarm rate can be promised with.
+    """Returns the smallest number of normal images for which a false-alarm rate can be guaranteed.
 
     Examples:
         >>> images_needed(0.05), images_needed(0.01)
@@ -52,7 +52,7 @@ def images_needed(rate: float) -> int:
 
 
 def smallest_rate(count: int) -> float:
-    """Returns the smallest false-alarm rate that n normal images can promise, 1/(n + 1), rounded up to be given.
+    """Returns the smallest false-alarm rate that n normal images can guarantee, 1/(n + 1), rounded up.
 
     Examples:
         >>> smallest_rate(30)
@@ -63,15 +63,15 @@ def smallest_rate(count: int) -> float:
 
 
 def above(score: float) -> float:
-    """Returns the smallest float32 above a score: the first score that is anomalous where this one is normal still."""
+    """Returns the smallest float32 above a score: the threshold if this score is the largest normal one."""
     return float(np.nextafter(np.float32(score), np.float32(np.inf)))
 
 
 def refuse_too_few(count: int, rate: float) -> None:
-    """Refuses a rate that so many normal images cannot promise: no score whatever would be anomalous.
+    """Rejects a rate that this number of normal images cannot guarantee: no score would be anomalous.
 
     Raises:
-        DecisionError: It does; the message says how many are needed.
+        DecisionError: There are too few images; the message says how many are needed.
     """
     if alarms_allowed(count, rate) < 1:
         raise DecisionError(
@@ -83,7 +83,7 @@ def refuse_too_few(count: int, rate: float) -> None:
 def conformal_threshold(scores: Sequence[float], rate: float) -> float:
     """Returns the smallest score that is anomalous: the float32 above the k-th largest normal score.
 
-    A score is anomalous if and only if its p-value is at most α. One that equals the k-th largest normal score is
+    A score is anomalous if and only if its p-value is at most α. A score equal to the k-th largest normal score is
     normal; ties among the normal scores make false alarms rarer, never more frequent.
 
     Args:
@@ -91,7 +91,7 @@ def conformal_threshold(scores: Sequence[float], rate: float) -> float:
         rate: False-alarm rate α.
 
     Raises:
-        DecisionError: Too few images: no score whatever would be anomalous.
+        DecisionError: There are too few images: no score would be anomalous.
 
     Examples:
         >>> scores = [number / 4 for number in range(19)]
@@ -103,7 +103,7 @@ def conformal_threshold(scores: Sequence[float], rate: float) -> float:
 
 
 def p_value(scores: Sequence[float], score: float) -> float:
-    """Returns p = (1 + #{sᵢ ≥ s}) / (n + 1): how often a normal image scores at least as high, at most.
+    """Returns p = (1 + #{sᵢ ≥ s}) / (n + 1): an upper bound on the share of normal images that score at least as high.
 
     Args:
         scores: Scores (n,) of normal images, sorted.
@@ -119,11 +119,11 @@ def p_value(scores: Sequence[float], score: float) -> float:
 def rate_range(count: int, rate: float, low: float = 0.05, high: float = 0.95) -> tuple[float, float]:
     """Returns quantiles of the actual false-alarm rate over draws of the calibration images.
 
-    Whatever the distribution of the scores, if it is continuous, the rate is Beta(k, n + 1 - k); with ties it is lower.
+    For any continuous distribution of the scores, the rate is Beta(k, n + 1 - k) distributed; with ties it is lower.
 
     Args:
         count: Number of calibration images n.
-        rate: False-alarm rate α that is promised.
+        rate: Guaranteed false-alarm rate α.
         low: Lower quantile.
         high: Upper quantile.
 

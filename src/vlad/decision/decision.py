@@ -1,4 +1,4 @@
-"""A decision: from a score and a map to normal or anomalous, and where."""
+"""A decision classifies a score as normal or anomalous and finds regions in a map."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ __all__ = ["Decision"]
 
 @dataclass(frozen=True)
 class Decision:
-    """Rules by category, and what they were made with; see ``docs/decisions.md``.
+    """Rules per category, with a record of the scores they were made from; see ``docs/decisions.md``.
 
     Attributes:
-        kind: How the thresholds were found.
+        kind: How the thresholds were computed.
         rules: Rule of each category.
-        default: Rule of every other category; None: an unknown category gets no decision. Only a number has one.
+        default: Rule of all other categories, only for a bare number; None: an unknown category gets no decision.
         identity: What the scores depended on, see :func:`vlad.identity.scoring_identity`; empty for a bare number.
-        false_alarm_rate: The rate that was asked for; None for none.
-        target: Of ``labelled``: what the threshold does best, ``f1`` or ``fpr``; else "".
+        false_alarm_rate: The requested rate, or None.
+        target: For ``labelled``: the criterion of the threshold, ``f1`` or ``fpr``; otherwise "".
         min_area: Smallest area of a region as a share of the map.
         seed: Seed of the draws.
         created: When it was made (ISO 8601), or "".
         version: Version of vlad that made it, or "".
-        source: Where it comes from, for messages.
+        source: Its origin, for messages.
 
     Examples:
         >>> decision = Decision.number(0.5)
@@ -61,7 +61,7 @@ class Decision:
 
     @classmethod
     def number(cls, threshold: float) -> Decision:
-        """Returns the decision that a score is anomalous from a number on, whatever the category.
+        """Returns a decision with one threshold for every category.
 
         Raises:
             DecisionError: The number is not finite.
@@ -75,16 +75,16 @@ class Decision:
         """Reads a decision file.
 
         Raises:
-            DecisionError: It is not there, or is no decision file.
+            DecisionError: The file does not exist or is not a decision file.
         """
         return cls(**read_fields(Path(path)))
 
     @classmethod
     def read(cls, given: str | float | Path | None) -> Decision | None:
-        """Returns what an option asks for: a file, a number, or nothing (None, ``none``).
+        """Returns the decision for an option value: a file, a number, or none (None, ``none``).
 
         Raises:
-            DecisionError: Neither a number nor a decision file.
+            DecisionError: The value is neither a number nor a decision file.
         """
         if given is None or str(given).strip().lower() == "none":
             return None
@@ -95,7 +95,7 @@ class Decision:
         return cls.number(number)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the decision as JSON, whole or not at all; returns the file.
+        """Writes the decision as JSON, atomically; returns the file.
 
         Raises:
             DecisionError: A value is not finite.
@@ -106,7 +106,7 @@ class Decision:
             raise DecisionError(f"the decision cannot be written to {path}: {error}") from error
 
     def to_json(self) -> str:
-        """Returns the content of its file."""
+        """Returns the content of the decision file."""
         return json.dumps(self._plain(), allow_nan=False)
 
     def _plain(self) -> dict[str, Any]:
@@ -130,15 +130,15 @@ class Decision:
     def check(
         self, identity: Mapping[str, Any], references: Sequence[tuple[str, ReferenceRecord]] | None = None
     ) -> None:
-        """Refuses to decide on scores of another kind than those it was made with.
+        """Raises an error if the current scores are not those that the decision was made with.
 
         Args:
-            identity: What the scores depend on now, of :func:`vlad.identity.scoring_identity`.
+            identity: What the scores depend on now, from :func:`vlad.identity.scoring_identity`.
             references: Categories of the decision and the references that their images are compared with now, so that
                 other categories may have others. None: what was fitted for all categories is compared as a whole.
 
         Raises:
-            DecisionError: Something differs; the message names all of it.
+            DecisionError: Something differs; the message names every difference.
         """
         from vlad.identity import differences
 
@@ -161,7 +161,7 @@ class Decision:
             )
 
     def check_class_name(self, category: str, class_name: str) -> None:
-        """Refuses images of a known category that go by another name in the prompts, and so score otherwise.
+        """Rejects images of a known category with another class name, since prompts change scores.
 
         Raises:
             DecisionError: The names differ.
@@ -176,9 +176,9 @@ class Decision:
     # -- deciding ----------------------------------------------------------------------------------------------
 
     def category_of(self, category: str, class_name: str | None = None) -> str | None:
-        """Returns which category's rule an image falls under: that of its category, else of its class name.
+        """Returns the category whose rule applies to an image: its category, otherwise its class name.
 
-        None: it is unknown. Images of a folder go by its name, while their class name tells what is in them.
+        None if both are unknown. Images in a folder have its name as category, so the class name is tried too.
         """
         if category in self.rules:
             known = self.rules[category].class_name
@@ -202,15 +202,15 @@ class Decision:
         *,
         class_name: str | None = None,
     ) -> Verdict:
-        """Decides on an image. The score alone decides; regions tell where, and may disagree.
+        """Decides on an image. Only the score decides; regions show where, and may disagree.
 
         Args:
             category: Its category.
-            score: Its score; one that is not finite gets no decision.
+            score: Its score; a non-finite score gets no decision.
             anomaly_map: Its map (H, W), float32.
             seen_size: Height and width of the part of the image that the map covers, from the top left.
-            original_size: Height and width of the image: no box leaves it.
-            class_name: What is in it, where its category may be unknown.
+            original_size: Height and width of the image; boxes are clipped to it.
+            class_name: Its class name, used if its category is unknown.
         """
         rule = self.rule_of(category, class_name)
         score = float(np.float32(score))
@@ -231,11 +231,11 @@ class Decision:
         )
 
     def scale(self, category: str, class_name: str | None = None) -> tuple[float, float, float] | None:
-        """Returns how a map of a category is coloured, or None where that is not known.
+        """Returns the colour scale of a category's maps, or None if unknown.
 
         Returns:
-            Values: up to the first nothing is shown, half way from the median of the normal images' maxima to the
-            third; from the second on the colour is full; the third is the pixel threshold, where the contour runs.
+            Three values. Below the first, half way from the median of the normal images' maxima to the third, maps are
+            transparent; from the second on the colour is opaque; the third is the pixel threshold of the contour.
         """
         rule = self.rule_of(category, class_name)
         if rule is None or rule.pixel_threshold is None or not rule.maxima or rule.level is None:

@@ -1,4 +1,4 @@
-"""The decision file: JSON, every number exact, checked when it is read; nothing in it is ever run."""
+"""The decision file: JSON with exact numbers, validated when it is read; it contains no code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LIMIT = 256 << 20  # bytes; a million images need a third of it
 
 
 def find_decision(run: str | Path | None) -> Path | None:
-    """Returns where the decision of a run is: its ``decision.json``, or the exported weights that hold one.
+    """Returns the file with the decision of a run: its ``decision.json``, or exported weights that contain one.
 
     Args:
         run: A run folder, a checkpoint in one, or a file of ``vlad export-weights``.
@@ -66,7 +66,7 @@ def plain_rule(rule: Rule) -> dict[str, Any]:
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """Returns the digest of a decision file's content, which it holds as ``digest``."""
+    """Returns the digest of a decision file's content, stored in it as ``digest``."""
     rest = {key: value for key, value in content.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -79,7 +79,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     """Reads a decision file; returns the arguments of :class:`vlad.decision.Decision`.
 
     Raises:
-        DecisionError: It is not there, or is no decision file; the message says what is wrong.
+        DecisionError: The file does not exist or is not a decision file; the message says what is wrong.
     """
     try:
         if path.is_dir():

@@ -1,4 +1,4 @@
-"""Which images a decision is made with: none twice, none that the method has seen."""
+"""Selects the images of a calibration: no duplicates, and none that the method has seen."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["Chosen", "choose_images", "digest_sizes", "index_labelled", "index_n
 
 
 class Chosen(NamedTuple):
-    """Images of a calibration.
+    """Images selected for a calibration.
 
     Attributes:
         frame: Index of the images.
-        keys: What identifies each by content, see :func:`vlad.decision.records.content_keys`.
+        keys: Content key of each image, see :func:`vlad.decision.records.content_keys`.
         references: Index of the references, or None.
-        drawn: Whether the references were drawn from what was given.
-        left_out: Paths of the images left out, by the reason.
+        drawn: Whether the references were drawn from the given images.
+        left_out: Paths of the images left out, by reason.
     """
 
     frame: pd.DataFrame
@@ -44,10 +44,10 @@ class Chosen(NamedTuple):
 
 
 def index_normal(given: Sequence[str], locations: Locations) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """Indexes normal images: folders, files, patterns, tables; and what lies there and is no image, by reason.
+    """Indexes normal images (folders, files, patterns, tables) and lists ignored files by reason.
 
     Raises:
-        DataError: Nothing is there, or some are anomalous by their folder or label.
+        DataError: No image is found, or some are anomalous by their folder or label.
     """
     frame, ignored = _found(locations, given)
     anomalous = [
@@ -68,12 +68,12 @@ def _found(locations: Locations, given: Sequence[str]) -> tuple[pd.DataFrame, di
 
 
 def index_labelled(good: str, bad: Sequence[str], locations: Locations) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """Indexes labelled images: a folder of good and one of bad images, or one folder or table that tells them apart.
+    """Indexes labelled images: a folder of good and one of bad images, or one folder or table with labels.
 
     A folder of both, or a table, may have masks.
 
     Raises:
-        DataError: Nothing is there, or nothing tells good from bad.
+        DataError: No image is found, or there are no labels.
     """
     import pandas as pd
 
@@ -104,20 +104,20 @@ def choose_images(
     seed: int = 0,
     run: Path | None = None,
 ) -> Chosen:
-    """Takes the images that a decision can be made with, and sets the references apart.
+    """Selects the images that a decision can be made with, and separates the references.
 
     Args:
         frame: Index of the calibration images.
         method: The method.
-        references: Reference images, as ``data.references``; where they are the calibration images themselves, half
-            of these become references by the seed.
-        shots: Draw so many references per category by the seed: from the references, or from the normal calibration
-            images where none are given.
+        references: Reference images, as ``data.references``; if they are the calibration images themselves, half of
+            these are drawn as references by the seed.
+        shots: Number of references drawn per category by the seed: from the references, or from the normal calibration
+            images if none are given.
         seed: Seed of the draws.
-        run: The run folder of the method, which tells what it was trained and fitted on.
+        run: The run folder of the method, which records what it was trained and fitted on.
 
     Raises:
-        DataError: Too few images, or references of a category are missing.
+        DataError: There are too few images, or references of a category are missing.
         DecisionError: No image is left.
     """
     import pandas as pd

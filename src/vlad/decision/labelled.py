@@ -21,8 +21,8 @@ def labelled_threshold(
     Args:
         normal: Scores of normal images.
         anomalous: Scores of anomalous images.
-        target: ``f1``: the best F1 on these images; ``fpr``: at most so many of the normal ones are anomalous.
-        rate: Of ``fpr``: the share, in [0, 1).
+        target: ``f1``: the best F1 on these images; ``fpr``: at most a share ``rate`` of the normal ones is anomalous.
+        rate: For ``fpr``: the share, in [0, 1).
 
     Raises:
         DecisionError: There are no normal, or for ``f1`` no anomalous images.
@@ -40,7 +40,7 @@ def labelled_threshold(
 
 
 def f1_threshold(normal: Sequence[float], anomalous: Sequence[float]) -> float:
-    """Returns the score of an anomalous image from which on the F1 is largest; of several the highest.
+    """Returns the threshold with the largest F1 among the anomalous scores; if several, the highest.
 
     Examples:
         >>> f1_threshold([0.0, 0.25, 0.5], [0.375, 0.625, 0.75])

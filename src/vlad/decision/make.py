@@ -1,4 +1,4 @@
-"""From the scores of calibration images to a decision."""
+"""Makes a decision from the scores of calibration images."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = ["Wish", "describe", "make_decision"]
 
 @dataclass(frozen=True)
 class Wish:
-    """What a decision is to be.
+    """Options of a decision.
 
     Attributes:
-        rate: False-alarm rate: what is promised of images, or of ``fpr`` the rate on those given.
-        target: ``f1`` or ``fpr`` from labelled images; "" from normal images alone.
-        threshold: A threshold that is given; None for one from the images.
+        rate: False-alarm rate: the guaranteed rate, or for ``fpr`` the rate on the given images.
+        target: ``f1`` or ``fpr`` for labelled images; "" for normal images only.
+        threshold: A given threshold; None to compute it from the images.
         min_area: Smallest area of a region as a share of the map.
         seed: Seed of the draws, for the record.
     """
@@ -49,7 +49,7 @@ class Wish:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuses values out of range.
+        """Rejects values out of range.
 
         Raises:
             DecisionError: One is.
@@ -62,7 +62,7 @@ class Wish:
             raise DecisionError(f"--threshold must be a finite number, not {self.threshold}")
 
     def check_counts(self, frame: pd.DataFrame) -> None:
-        """Refuses images that are too few for the rate, before any is scored.
+        """Rejects too few images for the rate, before any is scored.
 
         Raises:
             DecisionError: A category has too few normal ones.
@@ -87,20 +87,20 @@ def make_decision(
     references: pd.DataFrame | None = None,
     run: Any = None,
 ) -> Decision:
-    """Makes a decision, a rule for each category.
+    """Makes a decision with one rule per category.
 
     Args:
         method: The method that scored the images.
         frame: Index of the images, labels 0 and 1; those without a score are left out.
-        keys: What identifies each image by content.
+        keys: Content key of each image.
         scored: Their scores.
-        wish: What is wanted.
+        wish: The options.
         data: Options of the data that the scores depend on.
         references: Index of the references that the method was fitted on.
         run: The run folder it was restored from.
 
     Raises:
-        DecisionError: Too few images for what is wanted; the message says how many are needed.
+        DecisionError: There are too few images; the message says how many are needed.
     """
     wish.check()
     records = reference_records(method, references, run)
@@ -172,7 +172,7 @@ def _rule(category: str, part: pd.DataFrame, scored: Scored, wish: Wish) -> dict
 
 
 def describe(decision: Decision, frame: pd.DataFrame, scored: Scored) -> list[str]:
-    """Returns what a decision is and what it promises, in lines for people."""
+    """Returns lines of text that describe a decision and its guarantees."""
     lines = []
     for category, rule in decision.rules.items():
         count = len(rule.normal)

@@ -1,4 +1,4 @@
-"""What tells images and references apart by content: for what a decision was made with, and what it is used on."""
+"""Identifies images and references by content, to compare what a decision was made with and is used on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["check_decision", "content_keys", "reference_records", "refuse_calibr
 
 
 def run_folder(path: str | Path | None) -> Path | None:
-    """Returns the run folder that a path names: itself, or that of a checkpoint."""
+    """Returns the run folder of a path: the path itself, or the folder of a checkpoint."""
     if not path:
         return None
     path = Path(path)
@@ -35,7 +35,7 @@ def run_folder(path: str | Path | None) -> Path | None:
 
 
 def content_keys(frame: pd.DataFrame, *, missing: str = "") -> list[str]:
-    """Returns what identifies each image of an index by content: SHA-256 of its file, row crop, page or frame.
+    """Returns the content key of each image of an index: SHA-256 of its file, row crop, page or frame.
 
     Args:
         frame: The index.
@@ -61,8 +61,8 @@ def reference_records(
 
     Args:
         method: The method, fitted.
-        frame: Index of the references, where it was fitted in this run.
-        run: The run folder or checkpoint that it was restored from, else; its ``references.csv`` names the images.
+        frame: Index of the references, if it was fitted in this run.
+        run: Otherwise, the run folder or checkpoint that it was restored from, whose ``references.csv`` lists them.
     """
     names = list(method.memory.categories)
     images: dict[str, list[str]] = {}
@@ -89,7 +89,7 @@ def recorded_references(folder: Path) -> list[dict[str, str]]:
     """Returns the rows of a run's ``references.csv``.
 
     Raises:
-        DecisionError: It is damaged.
+        DecisionError: The file is damaged.
     """
     import pandas as pd
 
@@ -113,19 +113,19 @@ def check_decision(
     references: pd.DataFrame | None = None,
     run: str | Path | None = None,
 ) -> None:
-    """Refuses a decision that was made with other scores than a method gives now.
+    """Rejects a decision that was made with scores other than the method's current ones.
 
     Args:
         decision: The decision.
         method: The method, trained and fitted on its references.
         precision: Lightning's name of the precision.
         data: Options of the data that scores depend on.
-        scored: Index of what is scored; None where it is not known ahead.
-        references: Index of the references, where they were fitted in this run.
+        scored: Index of the scored images; None if not known in advance.
+        references: Index of the references, if they were fitted in this run.
         run: The run folder or checkpoint that the method was restored from.
 
     Raises:
-        DecisionError: Something differs; the message names all of it.
+        DecisionError: Something differs; the message names every difference.
         MethodError: The scores of the method need the whole test set.
     """
     from vlad.identity import scoring_identity
@@ -150,7 +150,7 @@ def check_decision(
 
 
 def refuse_transductive(method: Any) -> None:
-    """Refuses to decide image by image where scores need the whole test set.
+    """Rejects methods whose scores need the whole test set.
 
     Raises:
         DecisionError: The method is transductive.
@@ -163,16 +163,16 @@ def refuse_transductive(method: Any) -> None:
 
 
 def refuse_calibration_images(decision: Decision, tested: pd.DataFrame) -> None:
-    """Refuses to test on images that the decision was made with.
+    """Rejects test images that the decision was made with.
 
-    Only files are read whose size one of those images has.
+    Only files with the size of one of those images are read.
 
     Args:
         decision: The decision.
         tested: Index of the tested images.
 
     Raises:
-        DecisionError: There are some; the message names the first.
+        DecisionError: There are such images; the message names the first.
     """
     known = {digest for rule in decision.rules.values() for digest in rule.digests}
     sizes = {size for rule in decision.rules.values() for size in rule.digests.values()}

@@ -1,4 +1,4 @@
-"""Where an image is anomalous: connected regions of its map, in its own pixels."""
+"""Finds connected anomalous regions of a map, in pixels of the image."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["Region", "find_regions"]
 
 
 class Region(NamedTuple):
-    """A connected part of the map that reaches the pixel threshold.
+    """A connected component of the map at or above the pixel threshold.
 
     Attributes:
         x: Left edge of its box, in pixels of the image.
         y: Upper edge.
         w: Width of the box, at least 1.
         h: Height of the box, at least 1.
-        area: Pixels of the image in the region itself, at least 1.
-        score: Largest value of the map in it.
+        area: Number of image pixels in the region, at least 1.
+        score: Maximum of the map in the region.
     """
 
     x: int
@@ -34,7 +34,7 @@ class Region(NamedTuple):
 def find_regions(
     anomaly_map: np.ndarray, threshold: float, seen_size: Sequence[int], *, min_area: float = 0.0
 ) -> tuple[list[Region], int]:
-    """Finds the 8-connected regions of a map, the highest first.
+    """Finds the 8-connected regions of a map, highest score first.
 
     Args:
         anomaly_map: Map (H, W), float32; NaN is below every threshold.
@@ -43,7 +43,7 @@ def find_regions(
         min_area: Smallest area of a region, as a share of the map's pixels, in [0, 1).
 
     Returns:
-        The regions, and their area together in pixels of the image.
+        The regions, and their total area in pixels of the image.
 
     Examples:
         >>> part = np.zeros((4, 4), np.float32)

@@ -1,4 +1,4 @@
-"""What a test says of a decision: false alarms and misses by category."""
+"""Evaluates a decision on a test set: false alarms and misses per category."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def report(tested: Mapping[tuple[str, str, str], tuple[int, Verdict]]) -> list[d
     """Counts verdicts against labels.
 
     Args:
-        tested: Label (0, 1, -1) and verdict of each image, by data set, category and image id.
+        tested: Label (0, 1, -1) and verdict of each image, by dataset, category and image id.
 
     Returns:
         A row per category: numbers of ``normal`` and ``anomalous`` images with a decision, ``false_alarms``,
@@ -61,7 +61,7 @@ def _rates(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def format_report(rows: list[dict[str, Any]], decision: Decision) -> str:
-    """Returns the counts as a table: a line per category, then all of them together."""
+    """Returns the counts as a table: one line per category, then the total."""
     head = ["decisions", "normal", "false alarms", "anomalous", "misses", "recall", "precision", "balanced accuracy"]
     several = len({row["dataset"] for row in rows}) > 1
     lines = [head]

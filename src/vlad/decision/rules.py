@@ -1,4 +1,4 @@
-"""What is anomalous in one category, and what that was made with."""
+"""The rule of one category, and a record of how it was made."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Kind = Literal["conformal", "labelled", "number"]
 
 
 class ReferenceRecord(NamedTuple):
-    """What tells the references of a category.
+    """Identifies the references of a category.
 
     Attributes:
-        images: Digest of the image files, or "" where they are not known.
-        memory: Digest of what was fitted on them, or "".
+        images: Digest of the image files, or "" if unknown.
+        memory: Digest of the fitted state, or "".
     """
 
     images: str = ""
     memory: str = ""
 
     def agrees(self, other: ReferenceRecord) -> bool:
-        """Whether two records are of the same references: by the files where both know them, else by the memory."""
+        """Whether two records identify the same references: by the files if both know them, else by the memory."""
         if self.images and other.images:
             return self.images == other.images
         return self.memory == other.memory
@@ -35,15 +35,15 @@ NO_REFERENCES = ReferenceRecord()
 
 @dataclass(frozen=True)
 class Rule:
-    """What is anomalous in a category.
+    """The rule of a category.
 
     Attributes:
         threshold: Smallest score that is anomalous.
         pixel_threshold: Smallest value of a map that belongs to a region; None for no regions.
-        class_name: What the images were called in the prompts; "" where a method ignores it.
-        normal: Scores of the normal calibration images, sorted; none where a number was given.
+        class_name: Class name of the images in the prompts; "" if the method ignores it.
+        normal: Scores of the normal calibration images, sorted; empty if a number was given.
         maxima: Maxima of their maps, sorted.
-        level: Median over them of the median of the map: what a pixel of a normal image scores; None if unknown.
+        level: Median over these images of the median of the map, the typical value of a normal pixel; None if unknown.
         anomalous: Number of anomalous calibration images.
         references: The references that the scores were compared with.
         digests: SHA-256 of every image file used, with its size in bytes.

@@ -1,4 +1,4 @@
-"""Scores of calibration images, made by the very loop that predicts and tests."""
+"""Scores calibration images with the same loop as prediction and test."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ __all__ = ["Scored", "score_images"]
 
 
 class Scored(NamedTuple):
-    """What a method says of some images.
+    """Scores of a method for a list of images.
 
     Attributes:
-        scores: Image scores (n,), float32; NaN where an image has none.
+        scores: Image scores (n,), float32; NaN if an image has none.
         maxima: Maxima of the maps (n,).
         levels: Medians of the maps (n,).
-        errors: Why an image has no score, by its position.
-        pixel_thresholds: Threshold of the best pixel F1 by category; of those that have masks alone.
-        precision: Lightning's name of the precision that they were made with.
+        errors: Why an image has no score, by position.
+        pixel_thresholds: Threshold of the best pixel F1 for each category with masks.
+        precision: Lightning's name of the precision used.
     """
 
     scores: np.ndarray
@@ -50,7 +50,7 @@ class _Data(AnomalyDataModule):
     """A data module whose indices are given."""
 
     def prepare_data(self) -> None:
-        """Does nothing: everything is indexed."""
+        """Does nothing: all images are indexed."""
 
     def setup(self, stage: str) -> None:
         """Does nothing."""
@@ -127,12 +127,12 @@ def score_images(
     """Fits a method on references and scores images with it, as ``vlad predict`` does.
 
     Args:
-        method: The method; afterwards it is fitted on the references.
+        method: The method; it is fitted on the references in place.
         frame: Index of the images.
-        references: Index of the references, or None to leave the method as it is.
+        references: Index of the references, or None to leave the method unchanged.
         precision: Lightning's name of the precision.
         accelerator: Lightning's name of the device.
-        masks: Whether masks are read, for thresholds of pixels.
+        masks: Whether to read masks, for pixel thresholds.
         data: Options of :class:`vlad.AnomalyDataModule`.
 
     Returns:

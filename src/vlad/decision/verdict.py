@@ -1,4 +1,4 @@
-"""What a decision says of one image."""
+"""The verdict of a decision on one image."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ COLUMNS = ("p_value", "threshold", "decision", "anomalous_area", "regions")
 
 @dataclass(frozen=True)
 class Verdict:
-    """A decision on one image; everything is empty where there is none.
+    """The verdict on one image; all fields are empty if there is none.
 
     Attributes:
-        decision: ``normal``, ``anomalous``, or "" for none: an unknown category, or a score that is no number.
-        p_value: Share of normal calibration images that score at least as high, the image counted in; None where the
-            decision knows no normal scores.
+        decision: ``normal``, ``anomalous``, or "" for none: an unknown category, or a non-finite score.
+        p_value: Share of normal calibration images that score at least as high, counting the image itself; None if the
+            decision has no normal scores.
         threshold: Smallest score that is anomalous.
-        anomalous_area: Pixels of the image in its regions; None where the decision has no threshold for pixels.
-        regions: Where the map reaches the pixel threshold, the highest first. They inform: the score alone decides.
+        anomalous_area: Number of image pixels in the regions; None if the decision has no pixel threshold.
+        regions: Regions where the map reaches the pixel threshold, highest score first; only the score decides.
     """
 
     decision: Literal["", "normal", "anomalous"] = ""

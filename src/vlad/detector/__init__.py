@@ -1,4 +1,4 @@
-"""From images to results in one call: what :func:`vlad.load` returns, and what it says of images."""
+"""The detector that :func:`vlad.load` returns, and its results."""
 
 from vlad.detector.detector import Detector
 from vlad.detector.results import Result, Results

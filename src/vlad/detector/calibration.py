@@ -1,4 +1,4 @@
-"""A decision made in Python from normal images, as ``vlad calibrate`` makes it."""
+"""Calibrates a decision on normal images in Python, as ``vlad calibrate`` does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find_normal(images: Any, class_name: str | None) -> Found:
     """Finds normal images by the rules of ``vlad calibrate``.
 
     Raises:
-        DataError: Nothing is there, or some are anomalous by their folder or label.
+        DataError: No image is found, or some are anomalous by their folder or label.
     """
     import pandas as pd
 
@@ -48,16 +48,16 @@ def find_normal(images: Any, class_name: str | None) -> Found:
 def choose(
     found: Found, method: Method, references: Sequence[Mapping[str, str]], run: str | None
 ) -> tuple[Chosen, Found]:
-    """Leaves out what the method has seen, and copies; says in a warning what that was.
+    """Excludes images that the method has seen, and duplicates, with a warning.
 
     Args:
         found: Normal images.
         method: The method.
-        references: What its references are, with ``sha256`` each.
-        run: The run folder or checkpoint that it comes from.
+        references: Records of its references, each with ``sha256``.
+        run: The run folder or checkpoint that the method was loaded from.
 
     Returns:
-        What was chosen, and its images.
+        The selection, and its images.
 
     Raises:
         DecisionError: No image is left.
@@ -108,7 +108,7 @@ def make(
     references: pd.DataFrame | None,
     run: str | None,
 ) -> Decision:
-    """Makes a decision of the results of normal images.
+    """Makes a decision from the results of normal images.
 
     Args:
         method: The method that scored them.
@@ -117,8 +117,8 @@ def make(
         rate: Share of normal images that may be called anomalous.
         min_area: Smallest area of a region as a share of the map.
         data: Options of the data that the scores depend on.
-        references: Index of the references that the method was fitted on, where they are files.
-        run: The run folder or checkpoint that the method comes from.
+        references: Index of the references that the method was fitted on, if they are files.
+        run: The run folder or checkpoint that the method was loaded from.
 
     Raises:
         DecisionError: Too few images for the rate.

@@ -1,4 +1,4 @@
-"""A detector: a method with what belongs to it, which scores files, folders, PIL images and arrays."""
+"""A detector scores files, folders, PIL images and arrays with a method, its references and its decision."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ Path = str | os.PathLike[str]
 
 
 class Detector:
-    """A method, ready to score images: what :func:`vlad.load` returns.
+    """A method that is ready to score images, as returned by :func:`vlad.load`.
 
-    A file gets the same numbers, to the last bit, as from ``vlad predict`` with the same batch size. Scoring draws no
-    random numbers, writes no files, and may be done in several threads at once.
+    The scores of a file are identical to those of ``vlad predict`` with the same batch size. Scoring draws no random
+    numbers, writes no files, and is thread-safe.
 
     Attributes:
-        method: The method, in evaluation mode, for those who want tensors: ``detector.method.score(…)``.
-        class_name: What is in the images where ``predict`` is not told; None: ``object``, or what a table says.
-        references: What is known of the reference images: one mapping each with ``dataset``, ``category``,
+        method: The method, in evaluation mode; to work with tensors, use ``detector.method.score(…)``.
+        class_name: Default class name of the images; None: ``object``, or the class name in a table.
+        references: Records of the reference images: one mapping each with ``dataset``, ``category``,
             ``image_id``, ``path`` and ``sha256``.
-        reading: What is black and white in images of more than 8 bits, and how many pixels are too many.
+        reading: Intensity range of images with more than 8 bits, and the largest number of pixels.
 
     Examples:
         >>> import vlad
@@ -63,18 +63,18 @@ class Detector:
         run: Path | None = None,
         reading: Reading | None = None,
     ) -> None:
-        """Takes a method.
+        """Creates a detector for a method.
 
         Args:
-            method: The method, trained and fitted as far as it has to be.
-            decision: A decision, its file, or a number from which on a score is anomalous; None for none.
-            class_name: What is in the images where ``predict`` is not told.
-            run: The run folder or checkpoint that the method comes from.
-            reading: What is black and white in images of more than 8 bits, and how many pixels are too many.
+            method: The method, trained and fitted if it needs to be.
+            decision: A decision, its file, or a number: the smallest score that is anomalous; None for none.
+            class_name: Default class name of the images.
+            run: The run folder or checkpoint that the method was loaded from.
+            reading: Intensity range of images with more than 8 bits, and the largest number of pixels.
 
         Raises:
-            DataError: A wrong class name.
-            DecisionError: A decision that cannot be read, or was made with other scores.
+            DataError: The class name is invalid.
+            DecisionError: The decision cannot be read, or was made with other scores.
         """
         name = as_class_names(class_name)
         if not (name is None or isinstance(name, str)):
@@ -99,9 +99,9 @@ class Detector:
 
     @property
     def decision(self) -> Any:
-        """What makes a score normal or anomalous (:class:`vlad.decision.Decision`), or None.
+        """The decision that classifies scores (:class:`vlad.decision.Decision`), or None.
 
-        A decision, its file or a number may be assigned; one that was made with other scores is refused.
+        Accepts a decision, its file or a number. Assigning a decision that was made with other scores raises an error.
         """
         return self._decision
 
@@ -119,7 +119,7 @@ class Detector:
             raise
 
     def _check(self) -> None:
-        """Refuses a decision that was made with other scores."""
+        """Raises an error if the decision was made with other scores."""
         from vlad.decision.records import check_decision
 
         if self._decision is not None and not self._checked:
@@ -133,7 +133,7 @@ class Detector:
         self._checked = True
 
     def data_options(self) -> dict[str, Any]:
-        """Returns what scores depend on beside the method: how images are read, as the data module tells it."""
+        """Returns the data options that scores depend on besides the method: how images are read."""
         from vlad.datamodules import AnomalyDataModule
 
         values = self.reading.intensity_range
@@ -143,7 +143,7 @@ class Detector:
         """Moves the method to a device, such as ``cuda`` or ``cpu``; returns the detector.
 
         Raises:
-            MethodError: There is no such device.
+            MethodError: The device is not available.
         """
         try:
             self.method.to(torch.device(device))
@@ -162,22 +162,22 @@ class Detector:
         seed: int = 0,
         batch_size: int = 8,
     ) -> Detector:
-        """Fits the method on normal images, as ``--references`` does; what it was fitted on before is forgotten.
+        """Fits the method on normal images, as ``--references`` does; replaces earlier references.
 
         Args:
             images: Normal images of one class, as :meth:`predict` takes them, or a list in a file (``.txt``, or
-                ``.csv`` with ``image_path``); or a mapping from class names to such.
-            class_name: What is in them; by default the detector's.
-            shots: So many per class are drawn; None takes all.
+                ``.csv`` with ``image_path``); or a mapping from class names to these.
+            class_name: Their class name; by default the detector's.
+            shots: Number of images drawn per class; None uses all.
             seed: Seed of the draw.
-            batch_size: Images of a batch.
+            batch_size: Number of images per batch.
 
         Returns:
             The detector.
 
         Raises:
-            MethodError: The method takes no references.
-            DataError: Nothing is there, an image cannot be read, or some are in folders of anomalies.
+            MethodError: The method does not support references.
+            DataError: No image is found, an image cannot be read, or some are in folders of anomalies.
         """
         name = class_name if isinstance(images, Mapping) else class_name or self.class_name
         found = find_references(images, name, shots, seed)
@@ -222,24 +222,23 @@ class Detector:
         """Scores images.
 
         Args:
-            images: A path of a file, a folder (searched with its sub-folders), a pattern or a table; a PIL image; a
-                uint8 array (H, W), (H, W, 3) in the order RGB or (H, W, 4) in the order RGBA; or a list or generator
-                of these.
-            class_name: What is in the images, for the prompts: one string, or one per image; by default the
-                detector's, else ``object``, else what a table says.
-            batch_size: Images, or tiles of one, that are scored together; another number may change the last bits of a
+            images: Path of a file, a folder (searched with its sub-folders), a glob pattern or a table; a PIL image; a
+                uint8 array (H, W), (H, W, 3) in RGB order or (H, W, 4) in RGBA order; or a list or generator of these.
+            class_name: Class name for the prompts: one string, or one per image; by default the detector's. If it has
+                none, that of a table, or ``object``.
+            batch_size: Number of images, or tiles of one image, per batch; another size may change the last bits of a
                 score.
-            num_workers: Processes that read files, for folders on a fast device; 0 reads them in this one.
+            num_workers: Number of processes that read files, for folders on a fast device; 0 reads in this process.
 
         Returns:
-            A :class:`vlad.Result` of one image: a PIL image, an array, or the path of a file that holds one. Else
-            :class:`vlad.Results`, in order, also of a list or folder of one. Their maps are kept at the method's
-            size: of very many images use :meth:`stream`.
+            A :class:`vlad.Result` for one image: a PIL image, an array, or the path of a file with one image. Otherwise
+            :class:`vlad.Results`, in order, even for a list or folder of one. All maps stay in memory at the method's
+            size: for very many images use :meth:`stream`.
 
         Raises:
-            DataError: A wrong type, nothing there, or the one image cannot be read. Among several, an image that
-                cannot be read is a result with an ``error``.
-            MethodError: The method is untrained, lacks references, or scores whole test sets alone.
+            DataError: The type is wrong, nothing is found, or a single image cannot be read. Among several images, an
+                unreadable one gives a result with an ``error``.
+            MethodError: The method is untrained, lacks references, or can only score whole test sets.
         """
         ignored: dict[str, list[str]] = {}
         results = list(self._results(images, class_name, batch_size, num_workers, ignored))
@@ -261,9 +260,9 @@ class Detector:
         batch_size: int = 8,
         num_workers: int = 0,
     ) -> Iterator[Result]:
-        """Scores images and yields each result as soon as its batch is scored: memory does not grow with their number.
+        """Scores images and yields each result as soon as its batch is scored, in constant memory.
 
-        A generator may be without an end; ``batch_size=1`` answers after every image.
+        A generator may be endless; with ``batch_size=1`` a result is yielded after every image.
 
         Args:
             images: As for :meth:`predict`.
@@ -272,7 +271,7 @@ class Detector:
             num_workers: As for :meth:`predict`.
 
         Returns:
-            An iterator of results in the order of the images; what cannot be read has an ``error``.
+            An iterator of results in the order of the images; an unreadable image has an ``error``.
 
         Raises:
             DataError: As for :meth:`predict`.
@@ -283,7 +282,7 @@ class Detector:
     def _results(
         self, images: Any, class_name: Any, batch_size: int, num_workers: int, ignored: dict[str, list[str]]
     ) -> Iterator[Result]:
-        """Checks what is given, and returns an iterator that scores it."""
+        """Checks the inputs and returns an iterator that scores them."""
         _check_count("batch_size is a number of images", batch_size, least=1)
         _check_count("num_workers is a number of processes", num_workers, least=0)
         names = as_class_names(class_name if class_name is not None else self.class_name)
@@ -323,20 +322,20 @@ class Detector:
         min_area: float = 0.0,
         batch_size: int = 8,
     ) -> Decision:
-        """Finds from normal images which scores are anomalous, as ``vlad calibrate`` does, and decides so from now on.
+        """Calibrates a decision on normal images, as ``vlad calibrate`` does, and uses it from then on.
 
         Args:
-            images: Normal images as :meth:`predict` takes them; references and copies among them are left out.
+            images: Normal images as for :meth:`predict`; references and duplicates among them are left out.
             false_alarm_rate: Share of normal images that may be called anomalous.
-            class_name: What is in them; by default the detector's. Images of another class get no decision.
+            class_name: Their class name; by default the detector's. Images of another class get no decision.
             min_area: Smallest area of a region as a share of the image.
-            batch_size: Images that are scored together.
+            batch_size: Number of images per batch.
 
         Returns:
-            The decision; ``decision.save("decision.json")`` keeps it.
+            The decision; ``decision.save("decision.json")`` writes it to a file.
 
         Raises:
-            DataError: A wrong type, nothing there, or images in folders of anomalies.
+            DataError: The type is wrong, nothing is found, or images are in folders of anomalies.
             DecisionError: Too few images for the rate.
             MethodError: As for :meth:`predict`.
         """

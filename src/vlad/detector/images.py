@@ -1,4 +1,4 @@
-"""Images in memory and in files as one dataset, with the arithmetic of the data module."""
+"""A dataset of images in memory and in files, preprocessed exactly as in the data module."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["GivenImages"]
 
 
 class GivenImages(AnomalyDataset):
-    """Images of which nothing is known, some of them in memory; what cannot be read is a sample with the reason."""
+    """Images without labels, in files or in memory; an unreadable image is a sample with an error message."""
 
     def __init__(self, found: Found, preprocess: Preprocess, reading: Reading | None = None) -> None:
-        """Takes images.
+        """Creates the dataset.
 
         Args:
             found: What :func:`vlad.detector.inputs.find` yields.
@@ -42,8 +42,8 @@ class GivenImages(AnomalyDataset):
         """Yields the batches that ``vlad predict`` would score.
 
         Args:
-            batch_size: Images of a batch, at most.
-            num_workers: Processes that read images; without any, PyTorch's random state is left alone.
+            batch_size: Largest number of images per batch.
+            num_workers: Number of processes that read images; with 0, PyTorch's random state does not change.
         """
         loader = build_prediction_loader(self, batch_size=batch_size, num_workers=num_workers)
         if num_workers:
@@ -60,10 +60,10 @@ class GivenImages(AnomalyDataset):
         return batch
 
     def open(self, index: int) -> Image.Image:
-        """Returns the image of a row, RGB and upright, as it is scored.
+        """Returns the image of a row as it is scored: RGB and upright.
 
         Raises:
-            DataError: It cannot be read.
+            DataError: The image cannot be read.
         """
         pixels = self.in_memory[index]
         if pixels is None:
@@ -77,7 +77,7 @@ class GivenImages(AnomalyDataset):
             return upright(to_rgb(image, name, self.reading), orientation(turned))
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Returns the height and width that each sample will have; (0, 0) of what cannot be read."""
+        """Returns the height and width of each sample; (0, 0) for an unreadable image."""
         in_files = [pixels is None for pixels in self.in_memory]
         others = AnomalyDataset(self.frame[in_files], self.preprocess, truth=False, reading=self.reading, tolerant=True)
         known = iter(others.sizes())

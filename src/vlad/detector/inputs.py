@@ -1,4 +1,4 @@
-"""What a detector is given to score: paths, PIL images, arrays, or any number of these; every wrong type is named."""
+"""Inputs of a detector: paths, PIL images, arrays, or collections of these. Errors name every wrong type."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ InMemory = Image.Image | np.ndarray
 
 
 class Found(NamedTuple):
-    """Images, each with a row of an index.
+    """Images, each with a row in an index.
 
     Attributes:
         frame: The index, as of :mod:`vlad.datamodules.index`; ``image_path`` is "" for an image in memory.
-        in_memory: What is in memory, by row; None where the row's file is read.
-        ignored: What was found in given folders and is no image: reason → paths.
+        in_memory: Images in memory, by row; None if the row is a file.
+        ignored: Files in the given folders that are not images: reason → paths.
     """
 
     frame: pd.DataFrame
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
 
 def is_path(item: Any) -> bool:
-    """Whether something is a path."""
+    """Whether a value is a path."""
     return isinstance(item, str | os.PathLike)
 
 
@@ -46,10 +46,10 @@ def _is_tensor(item: Any) -> bool:
 
 
 def as_in_memory(item: Any) -> InMemory:
-    """Returns an image that is in memory.
+    """Converts an in-memory image.
 
     Raises:
-        DataError: It is none, or its range would have to be guessed; the message says how to change it.
+        DataError: The value is not an image, or its range is ambiguous; the message says how to fix it.
     """
     if isinstance(item, np.ndarray):
         fault = _fault_of_array(item)
@@ -66,7 +66,7 @@ def as_in_memory(item: Any) -> InMemory:
 
 
 def _fault_of_array(array: np.ndarray) -> str:
-    """Returns why an array is no image, and the fix; "" if it is one."""
+    """Returns why an array is not an image, and the fix; "" if it is one."""
     shape = tuple(array.shape)
     what = f"an array {shape} of {array.dtype}"
     whole = "(array * 255).round().astype('uint8') for values in [0, 1]"
@@ -92,7 +92,7 @@ def _fault_of_array(array: np.ndarray) -> str:
 
 
 def _fault_of_tensor(tensor: Any) -> str:
-    """Returns why a tensor is not taken, and the fix."""
+    """Returns why a tensor is rejected, and the fix."""
     shape = tuple(tensor.shape)
     what = f"a tensor {shape} of {str(tensor.dtype).removeprefix('torch.')} is not taken"
     if str(tensor.dtype) != "torch.uint8":
@@ -107,7 +107,7 @@ def _fault_of_tensor(tensor: Any) -> str:
 
 
 def _fault(item: Any) -> str:
-    """Returns why something is no image, and the fix."""
+    """Returns why a value is not an image, and the fix."""
     kind = type(item).__name__
     if isinstance(item, bytes | bytearray | memoryview):
         return f"{kind} are not taken: give PIL.Image.open(io.BytesIO(content))"
@@ -121,10 +121,10 @@ def _fault(item: Any) -> str:
 
 
 def as_class_names(given: Any) -> str | list[str] | Iterator[str] | None:
-    """Returns class names: one for all images, or one for each; None where nothing was said.
+    """Returns class names: one for all images, or one for each; None if none was given.
 
     Raises:
-        DataError: Something else, or an empty name.
+        DataError: The value has another type, or a name is empty.
     """
     if given is None:
         return None
@@ -144,15 +144,15 @@ def _name(name: Any) -> str:
 
 
 def find(images: Any, class_name: str | Iterable[str] | None, *, size: int) -> Iterator[Found]:
-    """Finds what is given: all of a list together, of a generator some images at a time.
+    """Finds the input images: a list all at once, a generator in chunks.
 
     Args:
         images: A path of a file, folder, pattern or table; a PIL image; an array; or any number of these.
-        class_name: One for all, one for each image, or None: what a table says, else ``object``.
-        size: So many images of a generator are taken at a time.
+        class_name: One for all, one for each image, or None: that of a table, or ``object``.
+        size: Number of images taken from a generator at a time.
 
     Raises:
-        DataError: Nothing is given or there, a wrong type, or another number of class names than of images.
+        DataError: Nothing is given or found, the type is wrong, or the numbers of class names and images differ.
     """
     for kind, fix in (
         (dict, "give its values, list(images.values()), and class_name for what they show"),
@@ -188,7 +188,7 @@ def _miscount(count: str) -> DataError:
 
 
 def _parts(items: Iterable[Any], class_name: str | None, size: int, *, numbered: bool) -> Iterator[Found]:
-    """Yields a list as one part, and what comes without a length in parts of so many items."""
+    """Yields a list as one part, and an iterable without a length in chunks of ``size``."""
     if isinstance(items, Sequence):
         if items and all(map(is_path, items)):
             yield _index([os.fspath(item) for item in items], class_name, several=len(items) > 1)
@@ -286,7 +286,7 @@ def _named_once(found: Found, taken: set[tuple[str, str, str]]) -> Found:
 
 
 def _row(name: str, path: str, class_name: str | None) -> dict[str, Any]:
-    """Returns the index row of an image of which nothing is known."""
+    """Returns the index row of an image without a label."""
     class_name = class_name or "object"
     row: dict[str, Any] = {"dataset": "images", "category": class_name, "class_name": class_name, "split": "predict"}
     row |= {"label": -1, "defect_type": "", "image_id": name, "image_path": path, "mask_path": ""}

@@ -1,4 +1,4 @@
-"""Reference images given from Python: found, fitted, and recorded."""
+"""Finds, fits and records reference images given from Python."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def find_references(images: Any, class_name: str | None, shots: int | None, seed
     """Finds reference images by the rules of ``--references``.
 
     Args:
-        images: Normal images as of :func:`find`, of one class; or a mapping from class names to them.
-        class_name: What is in them; None for ``object``, or for a mapping.
-        shots: So many per class are drawn; None takes all.
+        images: Normal images of one class, as for :func:`find`; or a mapping from class names to them.
+        class_name: Their class name; None for ``object``, or for a mapping.
+        shots: Number of images drawn per class; None uses all.
         seed: Seed of the draw.
 
     Raises:
-        DataError: Nothing is there, an unknown type, too few images, or some in folders of anomalies.
+        DataError: No image is found, the type is unknown, there are too few, or some are in folders of anomalies.
     """
     import pandas as pd
 
@@ -76,7 +76,7 @@ def _of_class(images: Any, class_name: str) -> Found:
 
 
 def rotated_copies(found: Found, count: int) -> Found:
-    """Repeats every reference ``count`` times, turned by equal angles, as a method requires."""
+    """Repeats every reference ``count`` times, rotated by equal angles, as a method requires."""
     from vlad.datamodules.references import with_rotations
 
     in_memory = [pixels for pixels in found.in_memory for _ in range(count)]
@@ -89,13 +89,13 @@ def fit(method: Method, dataset: GivenImages, batch_size: int) -> tuple[list[dic
     Args:
         method: The method.
         dataset: The references.
-        batch_size: Images of a batch.
+        batch_size: Number of images per batch.
 
     Returns:
-        A record of each, and their names by :func:`image_digest`.
+        A record of each reference, and their names by :func:`image_digest`.
 
     Raises:
-        MethodError: The method takes no references.
+        MethodError: The method does not support references.
         DataError: An image cannot be read.
     """
     records: list[dict[str, str]] = []
@@ -119,7 +119,7 @@ def fit(method: Method, dataset: GivenImages, batch_size: int) -> tuple[list[dic
 
 
 def recorded(run: str | None) -> list[dict[str, str]]:
-    """Returns what a run recorded of its references."""
+    """Returns the references that a run recorded."""
     from vlad.decision.records import run_folder
 
     folder = run_folder(run)

@@ -1,4 +1,4 @@
-"""What a detector says of images: a result for each, and all of them as a list, a table or files."""
+"""Results of a detector: one per image, and all of them as a list, a table or files."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ __all__ = ["Result", "Results"]
 
 @dataclass(eq=False)
 class Result:
-    """What a detector says of one image.
+    """Result of a detector for one image.
 
     Attributes:
         path: The image file, or "" for an image that was given in memory.
-        image_id: Its name, unique within its category: the path below the folder that was given; of an image in
-            memory its number in the list.
-        category: What its decision and its references go by.
-        class_name: What is in the image, as said in the prompts.
-        score: The image score, float32, higher meaning more anomalous; None where the image could not be scored.
-        decision: ``normal``, ``anomalous``, or "" where there is no decision for it.
-        p_value: Share of normal calibration images that score at least as high; None where it is not known.
+        image_id: Identifier, unique within the category: the path relative to the given folder; for an image in
+            memory, its position in the list.
+        category: Category that selects the decision and the references.
+        class_name: Class name of the image in the prompts.
+        score: Image score, float32; higher means more anomalous. None if the image could not be scored.
+        decision: ``normal``, ``anomalous``, or "" if there is no decision.
+        p_value: Share of normal calibration images that score at least as high; None if unknown.
         threshold: Smallest score that is anomalous; None without a decision.
-        anomalous_area: Pixels of the image in its regions; None where the decision has no threshold for pixels.
-        regions: Where the map reaches the decision's pixel threshold, the highest first; boxes (x, y, w, h) are in the
-            image's own pixels.
+        anomalous_area: Number of image pixels in the regions; None if the decision has no pixel threshold.
+        regions: Regions where the map reaches the pixel threshold, highest score first; boxes (x, y, w, h) are in the
+            image's original pixels.
         error: Why the image could not be scored, or "".
-        raw_map: The anomaly map as the method made it (h, w), float32; None where the image could not be scored.
-        original_size: Height and width of the image in its own pixels, after orientation.
-        seen_size: Height and width of the part of it that the map covers, from the top left.
-        dataset: ``images``, or what a table says.
-        source: How the image is read again, to be drawn: RGB, as it was scored.
-        scale: What the colours of overlays mean: the decision's, else that of the results it is one of; None for the
+        raw_map: Anomaly map at the method's size (h, w), float32; None if the image could not be scored.
+        original_size: Height and width of the image in pixels, after EXIF orientation.
+        seen_size: Height and width of the part that the map covers, from the top left.
+        dataset: ``images``, or the dataset given in a table.
+        source: Function that reads the image again for drawing: RGB, as it was scored.
+        scale: Colour scale of overlays: the decision's, otherwise that of all results of the call; None for the
             image's own.
     """
 
@@ -70,7 +70,7 @@ class Result:
 
     @property
     def map(self) -> np.ndarray:
-        """The anomaly map at the image's own size (H, W), float32; made anew each time it is asked for.
+        """The anomaly map at the image's original size (H, W), float32; computed on each access.
 
         Raises:
             DataError: The image could not be scored.
@@ -83,11 +83,11 @@ class Result:
 
     @property
     def is_anomalous(self) -> bool | None:
-        """What was decided, or None where nothing was."""
+        """Whether the decision is anomalous; None without a decision."""
         return {"anomalous": True, "normal": False}.get(self.decision)
 
     def row(self) -> dict[str, Any]:
-        """Returns the image's row of ``predictions.csv``: plain values, None where nothing is known."""
+        """Returns the image's row of ``predictions.csv``: plain values, None if unknown."""
         found: dict[str, Any] = {"path": self.path, "image_id": self.image_id, "category": self.category}
         found |= {"class_name": self.class_name, "image_score": self.score}
         found["map_max"] = None if self.raw_map is None else float(self.raw_map.max())
@@ -97,18 +97,18 @@ class Result:
         return {**found, "error": self.error or None}
 
     def overlay(self, *, scale: Scale | None = None, longest: int | None = None) -> Image.Image:
-        """Draws the map over the image: transparent where nothing is wrong, a contour at the decision's threshold.
+        """Draws the map over the image: transparent where scores are normal, with a contour at the pixel threshold.
 
         Args:
-            scale: What the colours mean; by default :attr:`scale`. Without a decision, and of one image alone, nothing
-                tells what is usual: its highest values are coloured, whatever they are.
-            longest: Longest side of the overlay in pixels, at most; by default the image's own size.
+            scale: Colour scale; by default :attr:`scale`. For a single image without a decision, the scale comes from
+                that image alone, so its highest values are always coloured.
+            longest: Upper limit of the overlay's longer side in pixels; by default the image's original size.
 
         Returns:
-            An RGB image. The file is read again for it.
+            An RGB image. The file is read again.
 
         Raises:
-            DataError: The image could not be scored, or cannot be read any more.
+            DataError: The image could not be scored, or can no longer be read.
         """
         from PIL import Image
 
@@ -131,20 +131,20 @@ class Result:
         return Image.fromarray(drawn)
 
     def range(self) -> tuple[float, float]:
-        """Returns the maximum and the median of the map; NaN where there is none."""
+        """Returns the maximum and the median of the map; NaN without a map."""
         if self.raw_map is None:
             return float("nan"), float("nan")
         return float(self.raw_map.max()), float(np.median(self.raw_map))
 
     def save(self, path: str | Path) -> Path:
-        """Writes the result; what is written goes by the ending.
+        """Writes the result in the format of the suffix.
 
         Args:
-            path: ``.png``, ``.jpg``, …: the overlay. ``.npy``: the map at the image's own size. ``.json``: the row of
-                ``predictions.csv``.
+            path: ``.png``, ``.jpg``, …: the overlay. ``.npy``: the map at the image's original size. ``.json``: the
+                row of ``predictions.csv``.
 
         Raises:
-            DataError: Another ending, or an image that could not be scored.
+            DataError: The suffix is unknown, or the image could not be scored.
             OutputError: The file cannot be written.
         """
         path = Path(path)
@@ -181,7 +181,7 @@ class Results(Sequence[Result]):
     """Results in the order of the images, as a list.
 
     Attributes:
-        ignored: What was found in given folders and is no image: reason → paths.
+        ignored: Files in the given folders that are not images: reason → paths.
 
     Examples:
         >>> results = Results([Result("a.png", "a", "nut", "nut", 0.5), Result("b.png", "b", "nut", "nut", error="no")])
@@ -194,11 +194,11 @@ class Results(Sequence[Result]):
     """
 
     def __init__(self, results: Sequence[Result], ignored: Mapping[str, list[str]] | None = None) -> None:
-        """Takes results.
+        """Creates a list of results.
 
         Args:
             results: The results.
-            ignored: What is no image: reason → paths.
+            ignored: Files that are not images: reason → paths.
         """
         self._results = list(results)
         self.ignored = dict(ignored or {})
@@ -258,20 +258,20 @@ class Results(Sequence[Result]):
     def save(self, folder: str | Path, *, overlays: bool = True, maps: bool = False) -> Path:
         """Writes ``predictions.csv``, an overlay of each image under ``overlays/``, and maps on request.
 
-        The overlays have the colours of one scale and are at most 1024 px long; :meth:`Result.save` writes one at the
-        image's own size. Images are read again for them.
+        The overlays share one colour scale and are at most 1024 px long; :meth:`Result.save` writes one at the image's
+        original size. The images are read again.
 
         Args:
-            folder: Folder, made if missing; earlier results in it are overwritten.
-            overlays: Whether overlays are written.
-            maps: Whether the maps at the images' own size are written, under ``maps/`` as .npy.
+            folder: Output folder, created if missing; earlier results in it are overwritten.
+            overlays: Whether to write overlays.
+            maps: Whether to write the maps at the images' original size, under ``maps/`` as .npy.
 
         Returns:
             The folder.
 
         Raises:
             OutputError: The folder cannot be written, or is a run of ``vlad predict``.
-            DataError: An image cannot be read any more.
+            DataError: An image can no longer be read.
         """
         from vlad.drawing.png import write_png
         from vlad.names import output_names

@@ -41,7 +41,7 @@ _BLURS = {"industrial": (7, 1.0), "medical": (9, 1.5)}
 
 @cache
 def published_names() -> dict[str, str]:
-    """Returns what the published code calls the categories of its data sets."""
+    """Returns the published code's names for the categories of its datasets."""
     return tomllib.loads((resources.files("vlad.prompts") / "aa_clip.toml").read_text())["names"]
 
 
@@ -61,10 +61,10 @@ def _linear(width: int, out: int) -> nn.Linear:
 
 
 class AACLIP(LearnedText):
-    """AA-CLIP: residual adapters in both towers, and projections of their own for text, patches and image.
+    """AA-CLIP: residual adapters in both towers, and separate projections for text, patches and image.
 
-    Trained on the *test* split, with masks, of an auxiliary data set, in two stages: first the text side, against
-    patches of a CLIP with value-value attention, then the image side, against the text that is fixed from then on.
+    Trained on the *test* split, with masks, of an auxiliary dataset, in two stages: first the text side, against
+    patches of a CLIP with value-value attention, then the image side, against the text, which is then fixed.
 
     Paper: AA-CLIP, arXiv 2503.06661.
     """
@@ -101,16 +101,16 @@ class AACLIP(LearnedText):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
+            image_size: Side S of the images in pixels; images are resized to a square.
             layers: Blocks whose patches are compared with the text, from 1; their maps are added.
             weights: Trained adapters: a folder with the two files of the published code or one of these (the authors
-                have published none), one of vlad's checkpoints, or a run folder.
+                have published none), a vlad checkpoint, or a run folder.
             text_adapters: Blocks of the text tower with an adapter, the first ones; None for what the weights have,
                 else 3, or all.
-            image_adapters: The same of the image tower; else 6, or all.
+            image_adapters: The same for the image tower; else 6, or all.
             text_weight: Share of an adapter's output in the text tower's tokens.
             image_weight: The same in the image tower.
-            relu: Whether patch and image projections have a LeakyReLU; None for what the weights have, else no.
+            relu: Whether patch and image projections have a LeakyReLU; None for the value in the weights, else no.
             activation: ``gelu``: in place of the QuickGELU that OpenAI's weights were trained with, as the published
                 code has it. ``pretrained``: what CLIP was trained with.
             names: ``published``: categories of MVTec AD, VisA, MPDD, BTAD and medical sets are called what the
@@ -122,9 +122,9 @@ class AACLIP(LearnedText):
                 image side alone, on the text side of ``weights``.
             local_from: Block at which value-value attention begins in the training of the text side; by default at a
                 quarter of the depth, 6 of 24 as published.
-            local_attention: ``batch``: it is between the images of the batch, at the same place, as in the published
-                code by an axis that is taken for another. ``patches``: between the patches of an image. Of training
-                alone.
+            local_attention: ``batch``: attention between the images of the batch at the same position, as in the
+                published code, which confuses two axes. ``patches``: attention between the patches of an image. Only
+                used in training.
             text_layers: Whether the ``last`` of ``layers`` alone trains the text side, as in the published code,
                 which forgets the others, or ``all`` do.
             text_lr: Learning rate of Adam of the text side.
@@ -278,7 +278,7 @@ class AACLIP(LearnedText):
 
     @property
     def side(self) -> str:
-        """Which side the present epoch trains, text or image."""
+        """The side that the current epoch trains, text or image."""
         return self.stage or self.stages[self.current_epoch >= self.text_epochs]
 
     def _local_values(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ class AACLIP(LearnedText):
         """Returns focal and Dice losses of the maps, and a term of what the epoch trains.
 
         Of the text side, how far both vectors are from orthogonal; of the image side, the cross-entropy of the image.
-        Anomalous images without a mask teach no map.
+        Anomalous images without a mask do not train the map.
         """
         known = known_masks(batch)
         if self.side == "text":

@@ -1,4 +1,4 @@
-"""AdaCLIP: learnable prompts in both towers, some fixed and some made from each image.
+"""AdaCLIP: learnable prompts in both towers, some static and some computed from each image.
 
 Source: Cao et al., "AdaCLIP: Adapting CLIP with Hybrid Learnable Prompts for Zero-Shot Anomaly Detection", ECCV
 2024, arXiv 2407.15795, and its published code, whose numbers are reproduced; where code and paper differ, the code.
@@ -35,8 +35,8 @@ class AdaCLIP(HybridPrompts):
     """AdaCLIP: static and dynamic prompts in CLIP's image and text tower, hybrid semantic fusion.
 
     Static prompts (S) are learned per block; dynamic ones (D) are linear maps of the image's own CLIP embedding. In
-    the image tower (branch V) they are tokens beside the patches; in the text tower (branch L) they take the place
-    of the first words. Any batch size gives what single images give, in every combination.
+    the image tower (branch V) they are additional tokens; in the text tower (branch L) they replace the first
+    words. Results do not depend on the batch size, in any combination.
 
     Paper: AdaCLIP, arXiv 2407.15795.
     """
@@ -70,29 +70,28 @@ class AdaCLIP(HybridPrompts):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
-            weights: Trained prompts and layers: the authors' by name (``mvtec_colondb`` for tests on other sets,
+            image_size: Side S of the images in pixels; images are resized to a square.
+            weights: Trained prompts and layers: the authors' by name (``mvtec_colondb`` for tests on other datasets,
                 ``visa_clinicdb`` for MVTec AD and ColonDB, ``all`` for your own images, not for benchmarks) or as a
-                file, one of vlad's checkpoints, or a run folder.
+                file, a vlad checkpoint, or a run folder.
             prompt_type: Static and dynamic prompts (``SD``, the default), one of them, or ``none``. What weights
                 were trained with takes precedence over the default, for this and the next three.
             branch: Towers with prompts: image and text (``VL``, the default), ``V`` or ``L``. A published file of
                 dynamic prompts alone tells neither this nor the depth: give both.
             depth: Blocks J whose prompts are renewed; 4 by default. The text tower's first block has none.
             length: Prompt tokens M; 5 by default.
-            fusion: Whether the image score sees the fused abnormal patches; without, the image embedding alone.
-            clusters: Groups K of the fusion; the 5 K most abnormal patches take part.
-            clustering: ``fixed`` depends on the image alone; ``sklearn`` draws from numpy's global state.
+            fusion: Whether the image score uses the fused abnormal patches; otherwise only the image embedding.
+            clusters: Number of clusters K of the fusion, which uses the 5 K most abnormal patches.
+            clustering: ``fixed`` depends only on the image; ``sklearn`` draws from numpy's global random state.
             sigma: Standard deviation in pixels of the Gaussian over the map.
             dice: ``image``: one Dice coefficient per image. ``row``: one per row of pixels, as the published
                 training computes it by a slip at its batch size of one.
             half_prompts: Round prompts to half precision, as the published code does.
             lr: Learning rate of AdamW.
-            as_published: Whether figures are to equal those of the published test script. It takes precedence over
-                ``half_prompts``, which is switched on, and ``clustering``, which becomes ``sklearn``; patches are
-                ranked by their probability, which in float32 can tie, in place of their logit margin; and a test
-                or prediction starts from numpy's seed 111, so that an image's score depends on those before it, in
-                order, whatever the batch size. By default an image's score is its own.
+            as_published: Reproduces the figures of the published test script. Sets ``half_prompts`` to true and
+                ``clustering`` to ``sklearn``; ranks patches by probability, which can tie in float32, instead of logit
+                margin; and seeds numpy with 111 before a test or prediction, so that an image's score depends on the
+                images before it, at any batch size. By default, each image is scored independently.
         """
         super().__init__(backbone=backbone, pretrained=pretrained, image_size=image_size, sigma=sigma)
         image, text = self.backbone.image, self.text_tower
@@ -192,8 +191,8 @@ class AdaCLIP(HybridPrompts):
         """Compares an image's patches and its whole with its sentences.
 
         Args:
-            features: What :meth:`encode` returned.
-            text: What :meth:`texts` returned.
+            features: Output of :meth:`encode`.
+            text: Output of :meth:`texts`.
             references: Patch tokens of reference images, of the plain pass.
             labels: Groups of the fusion's patches, in place of clustering.
 
@@ -264,7 +263,7 @@ class AdaCLIP(HybridPrompts):
         self.on_test_start()
 
     def teardown(self, stage: str) -> None:
-        """Gives numpy back the state it had."""
+        """Restores numpy's random state."""
         if self._numpy_state is not None:
             np.random.set_state(self._numpy_state)  # noqa: NPY002
             self._numpy_state = None
@@ -315,5 +314,5 @@ class AdaCLIP(HybridPrompts):
     # -- published files -----------------------------------------------------------------------------------
 
     def published_state(self, file: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Maps the published names ``clip_model.*`` to ours; every key must have its place."""
+        """Maps the published names ``clip_model.*`` to ours; every key must be used."""
         return published_state(file, self.prompt_type, self._blocks, self.length, len(self.layers))

@@ -128,7 +128,7 @@ class HybridPrompts(Method):
         """Runs the text tower with its prompts from the second block on: unit vectors (B, 2, D), normal and abnormal.
 
         Args:
-            text: What :meth:`texts` returned; vectors are returned as they are.
+            text: Output of :meth:`texts`; vectors are returned as they are.
             feature: The images' ordinary CLIP embeddings (B, D), for dynamic prompts.
         """
         if isinstance(text, Tensor):

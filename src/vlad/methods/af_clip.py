@@ -1,7 +1,7 @@
-"""AF-CLIP: one attention layer over patches and their neighbours, against two sentences that name no class.
+"""AF-CLIP: one attention layer over patches and their neighbours, and two class-agnostic sentences.
 
 Source: "AF-CLIP", ACM MM 2025, arXiv 2507.19949, and the behaviour of its published code (Faustinaqq/AF-CLIP at
-bb7edec), whose numbers are reproduced; written from a description of it, as that code has no licence.
+bb7edec), whose numbers are reproduced; written from a description, since that code has no licence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEADS = 8
 
 
 class Adaptor(nn.Module):
-    """Self-attention over class token and patches whose output takes their place: no residual, no MLP."""
+    """Self-attention over class token and patches, without residual connection or MLP."""
 
     def __init__(self, width: int, head_width: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class AFCLIP(LearnedText):
     """AF-CLIP: the patches of some layers, alone and averaged with their neighbours, through one attention layer.
 
     A frozen CLIP; an attention layer and twelve words ahead of two sentences are trained, on the *test* split, with
-    masks, of an auxiliary data set. References are compared with patches that the layer has not seen.
+    masks, of an auxiliary dataset. References are compared with patches that the layer has not seen.
 
     Paper: AF-CLIP, arXiv 2507.19949.
     """
@@ -103,18 +103,18 @@ class AFCLIP(LearnedText):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
+            image_size: Side S of the images in pixels; images are resized to a square.
             layers: Blocks whose tokens go through the attention layer, from 1.
             memory_layers: Blocks whose patches are compared with those of references; None for ``layers``.
             weights: Trained words and attention layer: the authors' by the set they were trained on (``mvtec`` for
                 tests on other sets, ``visa`` for MVTec AD), a folder of their two files or one of these, one of
                 vlad's checkpoints, or a run folder.
             neighbours: Sides of the squares of patches that are averaged; 1 is the patch alone.
-            length: Learned words ahead of each sentence; None for what the weights have, else 12.
-            head_width: Width of each of the eight heads; None for what the weights have, else a sixteenth of the
+            length: Learned words ahead of each sentence; None for the value in the weights, else 12.
+            head_width: Width of each of the eight heads; None for the value in the weights, else a sixteenth of the
                 tower's width, which is the published 64 for ViT-L.
-            temperature: What the sum of cosines is divided by.
-            alpha: Weight of the zero-shot map and score beside the distances to references.
+            temperature: Divisor of the sum of cosines.
+            alpha: Weight of the zero-shot map and score relative to the distances to references.
             sigma: Standard deviation in pixels of the Gaussian over the map.
             map_weight: Weight of the map's losses (the paper's lambda 1).
             alignment_weight: Weight of the loss on cosines between patches (lambda 2).
@@ -230,7 +230,7 @@ class AFCLIP(LearnedText):
         that are inspected, is added to a tenth of it.
 
         Args:
-            scores: What :meth:`compare` returned.
+            scores: Output of :meth:`compare`.
             size: Height and width of the maps.
         """
         assert scores.image is not None
@@ -248,7 +248,7 @@ class AFCLIP(LearnedText):
     def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns the focal loss of the image scores, focal and L1 loss of the maps, and that on patches' cosines.
 
-        Maps are compared with the mask on the patch grid. Anomalous images without a mask teach the image score alone.
+        Maps are compared with the mask on the patch grid. Anomalous images without a mask only train the image score.
         """
         sets = self.token_sets(features)
         scores = self._scores(features, sets, self.texts(batch["class_name"]))

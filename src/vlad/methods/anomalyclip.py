@@ -1,4 +1,4 @@
-"""AnomalyCLIP: two learned sentences for every object, and patches that attend to values.
+"""AnomalyCLIP: two learned object-agnostic sentences, and value-value attention for the patches.
 
 Source: Zhou et al., "AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection", ICLR 2024, arXiv
 2310.18961, and its published code, whose numbers are reproduced; where code and paper differ, the code.
@@ -43,7 +43,7 @@ class AnomalyCLIP(LearnedPrompts):
     """AnomalyCLIP: object-agnostic learned prompts, diagonally prominent attention (DPAM).
 
     Two sentences are learned, "[words] object." and "[words] damaged object.", with deep prompts in the text tower;
-    neither the class nor the image enters, so that two vectors are all that is left of the text. The image runs once
+    they depend on neither the class nor the image, so the text is reduced to two vectors. The image runs once
     through the tower on two paths: the original one is CLIP, whose class token gives the image score; the local one
     adds up the value-value attention of its blocks, and its patch tokens give the map.
 
@@ -76,20 +76,20 @@ class AnomalyCLIP(LearnedPrompts):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
-            weights: Trained prompts: the authors' by name (``mvtec``, trained on MVTec AD, for tests on other sets;
-                ``visa``, trained on VisA, for MVTec AD) or as a file, one of vlad's checkpoints, or a run folder.
+            image_size: Side S of the images in pixels; images are resized to a square.
+            weights: Trained prompts: the authors' by name (``mvtec``, trained on MVTec AD, for tests on other datasets;
+                ``visa``, trained on VisA, for MVTec AD) or as a file, a vlad checkpoint, or a run folder.
             layers: Blocks whose patches give maps, from 1; the maps are added. By default the last one, as published.
             local_from: Block at which the local path begins; by default at a quarter of the depth, 6 of 24 as
                 published. Above the depth there is none, and the patches are CLIP's own.
-            length: Learned words of each sentence; 12 by default. What weights were trained with takes precedence
+            length: Learned words of each sentence; 12 by default. The value stored in ``weights`` takes precedence
                 over the default, for this and the next two.
-            depth: Blocks of the text tower that learned tokens enter; 9 by default, or all where it has fewer. The
-                first has the words alone.
-            deep_length: Tokens that are overwritten ahead of each further block, from the first word on; 4 by default.
-            temperature: What cosines are divided by.
+            depth: Blocks of the text tower that learned tokens enter; 9 by default, or all if it has fewer. The
+                first has only the words.
+            deep_length: Tokens overwritten before each further block, from the first word on; 4 by default.
+            temperature: Divisor of the cosines.
             sigma: Standard deviation in pixels of the Gaussian over the map.
-            local_weight: Weight of the map's losses against the image's.
+            local_weight: Weight of the map losses relative to the image loss.
             half_prompts: Round deep prompts, and their gradients, to half precision, as the published code does. The
                 released prompts were trained so; without, text vectors move by about 1e-3.
             lr: Learning rate of Adam.
@@ -119,8 +119,8 @@ class AnomalyCLIP(LearnedPrompts):
         """Compares patches and the whole image with the two text vectors.
 
         Args:
-            features: What :meth:`encode` returned.
-            text: What :meth:`texts` returned (B, 2, D).
+            features: Output of :meth:`encode`.
+            text: Output of :meth:`texts` (B, 2, D).
             references: Patches of one category's references, of the local path.
 
         Returns:
@@ -138,7 +138,7 @@ class AnomalyCLIP(LearnedPrompts):
         return upsample(scores.patches.sigmoid().sum(1), size, align_corners=False)
 
     def components_of(self, scores: Scores, anomaly_map: Tensor) -> Tensor:
-        """Returns the abnormal probability of the image (B, 1); nothing of the map enters."""
+        """Returns the abnormal probability of the image (B, 1); the map is not used."""
         assert scores.image is not None
         return scores.image.sigmoid()
 
@@ -147,7 +147,7 @@ class AnomalyCLIP(LearnedPrompts):
     def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns the cross-entropy of the images, and focal and Dice losses of the maps summed over the layers.
 
-        Anomalous images without a mask teach the image score alone.
+        Anomalous images without a mask only train the image score.
         """
         scores = self.compare(features, self.texts(batch["class_name"]))
         assert scores.image is not None

@@ -31,9 +31,9 @@ _MASKED = {  # MVTec AD's and VisA's classes with a mask, by the names of catego
 class AnomalyDINO(NearestPatch):
     """Distance of DINOv2's patches to the nearest of a few normal images and their rotations; training-free.
 
-    Where the category has a background, patches outside of the foreground, which the first principal component of the
-    image's own patches tells, count as normal. Without references, the batched zero-shot variant compares each image
-    with all others of the test set.
+    If the category has a background, patches outside the foreground count as normal; the foreground is found by the
+    first principal component of the image's patches. Without references, the batched zero-shot variant compares each
+    image with all others of the test set.
 
     Paper: AnomalyDINO, arXiv 2405.14529.
     """
@@ -91,12 +91,12 @@ class AnomalyDINO(NearestPatch):
 
     @property
     def requirements(self) -> Requirements:
-        """References come with their rotations, which are made of the image at its full size."""
+        """References include their rotations, which are computed from the image at full size."""
         return replace(super().requirements, reference_rotations=self.rotations)
 
     @property
     def tags(self) -> Tags:
-        """The batched variant sees the whole test set and takes no references."""
+        """The batched variant uses the whole test set and no references."""
         batched = self.batched_share is not None
         return Tags(
             transductive="features" if batched else "",
@@ -114,7 +114,7 @@ class AnomalyDINO(NearestPatch):
         """Returns each patch's distance to the nearest reference patch, 0 outside of the foreground.
 
         Args:
-            features: What :meth:`encode` returned.
+            features: Output of :meth:`encode`.
             text: Which images have a foreground mask (B,), bool; None where the setting tells it for all.
             references: Patches of one category's references.
         """
@@ -142,7 +142,7 @@ class AnomalyDINO(NearestPatch):
             size: Height and width of the maps.
 
         Raises:
-            MethodError: There is one image alone.
+            MethodError: There is only one image.
         """
         assert features is not None
         assert self.batched_share is not None

@@ -1,4 +1,4 @@
-"""APRIL-GAN: linear layers trained on an auxiliary data set, and a memory of patches of a few normal images.
+"""APRIL-GAN: linear layers trained on an auxiliary dataset, and a memory of patches of a few normal images.
 
 Source: Chen, Han and Zhang, "APRIL-GAN: A Zero-/Few-Shot Anomaly Classification and Segmentation Method for CVPR 2023
 VAND Workshop Challenge Tracks 1&2", arXiv 2305.17382, and its published code, whose numbers are reproduced.
@@ -40,10 +40,10 @@ _PUBLISHED = {
 
 
 class AprilGAN(Method):
-    """One trained linear layer per layer read against two texts; with references, also the nearest of their patches.
+    """One trained linear layer per encoder layer, compared with two texts; with references, a patch memory bank.
 
-    Trained on the *test* split, with masks, of an auxiliary data set and tested on others; CLIP stays frozen. The
-    memory is not trained, and the linear layers are not tuned on the references.
+    Trained on the *test* split, with masks, of an auxiliary dataset and tested on others; CLIP stays frozen. The
+    memory bank is not trained, and the linear layers are not tuned on the references.
 
     Paper: APRIL-GAN, arXiv 2305.17382.
     """
@@ -72,13 +72,13 @@ class AprilGAN(Method):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
+            image_size: Side S of the images in pixels; images are resized to a square.
             layers: Blocks whose patch tokens are compared with the text, from 1, one linear layer each.
             memory_layers: Blocks whose patch tokens are compared with those of references; None for ``layers``.
             weights: Trained linear layers: the authors' by the set they were trained on (``mvtec`` for tests on other
-                sets, ``visa`` for MVTec AD) or as a file, one of vlad's checkpoints, or a run folder.
-            activation: ``gelu``: in place of the QuickGELU that OpenAI's weights were trained with, as the published
-                code has it at any image size but CLIP's own. ``pretrained``: what CLIP was trained with.
+                sets, ``visa`` for MVTec AD) or as a file, a vlad checkpoint, or a run folder.
+            activation: ``gelu``: instead of the QuickGELU that OpenAI's weights were trained with, as in the published
+                code for any image size except CLIP's own. ``pretrained``: the activation CLIP was trained with.
             image_fusion: The image score with references is the mean of the text score and of the map's maximum:
                 ``sum`` divides the maximum by the number of layers, per image; ``minmax`` rescales it over all test
                 images of a category, as published: that needs the whole test set and is not defined for one image.
@@ -86,9 +86,8 @@ class AprilGAN(Method):
             lr: Learning rate of Adam.
             training_text: ``own``: each training image is compared with its own class. ``first``: all images of a
                 batch with the class of the first, as in the code at the time of the released weights.
-            as_published: Whether figures are to equal those of the published evaluation; it takes precedence over
-                ``image_fusion``, which becomes ``"minmax"``: nothing else differs from the defaults, and nothing at
-                all without references.
+            as_published: Reproduces the figures of the published evaluation: sets ``image_fusion`` to ``"minmax"`` and
+                changes nothing else; without references it has no effect.
         """
         # Of this object, ahead of the base, which builds CLIP by it.
         self.numerics = Numerics(activation=activation)  # type: ignore[misc]
@@ -172,7 +171,7 @@ class AprilGAN(Method):
         """Adds all maps, then takes the image score.
 
         Args:
-            scores: What :meth:`compare` returned.
+            scores: Output of :meth:`compare`.
             size: Height and width of the maps.
         """
         unsmoothed = self.map_of(scores, size)

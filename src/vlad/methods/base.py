@@ -1,4 +1,4 @@
-"""The interface of a method: three joints to write, and everything an author does not have to write."""
+"""The interface of a method: the stages that an author writes, and everything else."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 
 
 class Method(Loops):
-    """Base of all detectors: write :meth:`encode` and :meth:`compare`; if it learns, :meth:`loss`.
+    """Base class of all methods: implement :meth:`encode` and :meth:`compare`, and :meth:`loss` if it is trained.
 
-    The base gives upsampling, smoothing, few-shot references, the loops, metrics, logging, and checkpoints that hold
-    what was trained or fitted and never the frozen encoder. Rules: an image's prediction does not depend on the rest
-    of the batch; scoring draws no random numbers; higher scores mean more anomalous; constructor arguments are plain
-    JSON values or dataclasses of them.
+    The base class provides upsampling, smoothing, few-shot references, training and test loops, metrics, logging and
+    checkpoints, which contain trained and fitted tensors but never the frozen encoder. Rules: an image's prediction
+    does not depend on the other images in the batch; scoring draws no random numbers; higher scores mean more
+    anomalous; constructor arguments are plain JSON values or dataclasses of them.
 
     Attributes:
         api: Version of the method interface that the class was written for.
         epochs: Epochs of the published recipe, used by ``vlad fit`` when the user gives none.
-        staged: Whether the training has stages that leave some trained parameters alone: several processes then look
-            for them at each step.
-        supervision: What it learns from; see :data:`vlad.types.Supervision`.
-        numerics: How the published method drives CLIP; see :class:`vlad.clip.Numerics`.
+        staged: Whether training has stages in which some trainable parameters get no gradient; with several processes,
+            unused parameters are then searched at each step.
+        supervision: Kind of training data; see :data:`vlad.types.Supervision`.
+        numerics: CLIP numerics of the published method; see :class:`vlad.clip.Numerics`.
         published_weights: The authors' weights by name, for ``weights: NAME``.
-        align_corners: How the base upsamples patch scores; papers differ.
+        align_corners: How patch scores are upsampled; papers differ.
         backbone: The frozen encoder, or None for a method without one.
-        layers: Intermediate layers the method reads, from 1.
+        layers: Intermediate layers that the method uses, counted from 1.
         image_size: Side S of the images in pixels.
-        sigma: Standard deviation in pixels of the Gaussian over the anomaly map.
+        sigma: Standard deviation in pixels of the Gaussian that smooths the anomaly map.
         memory: Patch tokens of the reference images, by category; empty for zero-shot.
         origin: Where trained parameters come from: a file, a checkpoint, ``fit``; "" while untrained.
         weight_files: SHA-256 of the files that trained parameters were loaded from, by path.
-        allow_untrained: Whether it scores all the same while untrained, for experiments.
-        feature_cache: Where :meth:`frozen` looks; None for nowhere.
+        allow_untrained: Whether the method may score while untrained, for experiments.
+        feature_cache: Cache that :meth:`frozen` uses, or None.
     """
 
     api: ClassVar[int] = 2
@@ -75,7 +75,7 @@ class Method(Loops):
     align_corners: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Method:
-        """Remembers the constructor's arguments, which a checkpoint saves."""
+        """Records the constructor's arguments for checkpoints."""
         self = super().__new__(cls)
         self.__dict__["_arguments"] = (args, kwargs)
         return self
@@ -97,7 +97,7 @@ class Method(Loops):
                 encoder, or None.
             pretrained: Weights tag or file; ``random`` for random weights.
             image_size: Side S of the images in pixels.
-            layers: Intermediate layers the method reads, from 1.
+            layers: Intermediate layers that the method uses, counted from 1.
             sigma: Standard deviation in pixels of the Gaussian over the map; 0 for none.
             text: Whether the method uses the text tower.
 
@@ -129,7 +129,7 @@ class Method(Loops):
     # -- what a method author writes -----------------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Features:
-        """Runs the frozen encoder; by default reads the patch tokens of ``layers`` and the image embedding.
+        """Runs the frozen encoder; by default returns the patch tokens of ``layers`` and the image embedding.
 
         Args:
             images: Normalised images (B, 3, H, W), float.
@@ -140,7 +140,7 @@ class Method(Loops):
         """Compares features with text and references.
 
         Args:
-            features: What :meth:`encode` returned.
+            features: Output of :meth:`encode`.
             text: Text of each image, a tree of tensors (B, …); None for a method without class names.
             references: Patch tokens of one category's references, per level (N, D); None for zero-shot. Usually
                 passed on: ``Scores(patches, terms, self.nearest(features, references))``.
@@ -154,21 +154,21 @@ class Method(Loops):
         """Returns the named terms of the training loss; they are logged, and their sum is minimised.
 
         Args:
-            features: What :meth:`encode_for_loss` made of the batch's images.
-            batch: The batch, as :meth:`prepare` left it.
+            features: Output of :meth:`encode_for_loss` for the images of the batch.
+            batch: The batch, after :meth:`prepare`.
         """
         raise MethodError(f"{type(self).__name__} is training-free; run vlad test or vlad predict")
 
     def class_text(self, class_name: str) -> Any:
-        """Returns a class's text, usually vectors (K, D); computed once and kept. None: class names do not matter."""
+        """Returns a class's text, usually embeddings (K, D); cached. None if class names do not matter."""
         return None
 
     def map_of(self, scores: Scores, size: tuple[int, int]) -> Tensor:
-        """Makes a map (B, H, W) of scores: by default the mean over the levels, upsampled."""
+        """Computes the anomaly map (B, H, W) from scores: by default the mean over the levels, upsampled."""
         return upsample(scores.patches.mean(1), size, align_corners=self.align_corners)
 
     def components_of(self, scores: Scores, anomaly_map: Tensor) -> Tensor:
-        """Returns the parts of the image score (B, T), whose sum it is: by default the map's maximum alone."""
+        """Returns the terms (B, T) whose sum is the image score: by default only the map's maximum."""
         return anomaly_map.amax((1, 2))[:, None]
 
     def score_set(self, features: Features | None, predictions: Prediction | None, size: tuple[int, int]) -> Prediction:
@@ -186,50 +186,50 @@ class Method(Loops):
         raise KeyError
 
     def configure_optimizers(self) -> Any:
-        """Adam over everything that is trained, at ``self.lr`` if the method has it, else 1e-3."""
+        """Returns Adam over all trainable parameters, with learning rate ``self.lr`` if it exists, else 1e-3."""
         trained = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.Adam(trained, lr=getattr(self, "lr", 1e-3))
 
     @property
     def tags(self) -> Tags:
-        """What is special about the method."""
+        """Properties of the method."""
         return Tags(class_names=type(self).class_text is not Method.class_text)
 
     # -- less often written --------------------------------------------------------------------------------
 
     def prepare(self, batch: Batch) -> Batch:
-        """Changes a training batch before it is encoded, such as by pseudo-anomalies."""
+        """Modifies a training batch before it is encoded, for example by adding pseudo-anomalies."""
         return batch
 
     def encode_for_loss(self, images: Tensor) -> Features:
-        """The same as :meth:`encode`; overridden where the loss reads less."""
+        """Encodes images for the loss: by default :meth:`encode`; override it if the loss needs fewer features."""
         return self.encode(images)
 
     def stack_texts(self, texts: Sequence[Any]) -> Any:
-        """Joins the texts of single images to a batch."""
+        """Stacks the texts of single images into a batch."""
         return stack_texts(texts)
 
     def memory_levels(self, features: Features) -> tuple[Tensor, ...]:
-        """Returns the patch tokens (B, h, w, D) per level that are compared with those of references."""
+        """Returns the patch tokens (B, h, w, D) of each level that are compared with the references."""
         return features.levels
 
     # -- what the base gives -------------------------------------------------------------------------------
 
     def forward(self, images: Tensor, text: Any, references: tuple[Tensor, ...] | None = None) -> Prediction:
-        """Scores images whose text is tensors already; this is what is exported."""
+        """Scores images with text that is already encoded; this is the exported function."""
         features = self.encode(images)
         return self.finish(self.compare(features, text, references), (images.shape[-2], images.shape[-1]))
 
     def finish(self, scores: Scores, size: tuple[int, int]) -> Prediction:
-        """Makes the prediction: upsampled, joined with the memory, smoothed, an image score.
+        """Computes the prediction: upsamples, adds the memory distances, smooths, and computes the image score.
 
-        With references the map is the zero-shot map plus the distances to the memory, and to the image score the
-        maximum of the smoothed distances is added, as APRIL-GAN does (arXiv 2305.17382); overridden where a paper
-        joins them otherwise. Pixels outside of a region of interest get the lowest value inside, ahead of the image
-        score.
+        With references, the map is the zero-shot map plus the distances to the memory bank, and the maximum of the
+        smoothed distances is added to the image score, as in APRIL-GAN (arXiv 2305.17382). Override this if a paper
+        fuses them differently. Before the image score is computed, pixels outside a region of interest are set to the
+        lowest value inside.
 
         Args:
-            scores: What :meth:`compare` returned.
+            scores: Output of :meth:`compare`.
             size: Height and width of the maps.
         """
         if scores.patches.shape[1] == 0 and scores.memory is not None:  # a method that knows references alone
@@ -252,15 +252,15 @@ class Method(Loops):
 
         Args:
             images: Normalised images (B, 3, H, W), float.
-            class_names: What is in each image (B strings).
-            categories: Whose references each image is compared with, ``dataset/category`` (B strings); needed where
-                references of several categories were fitted.
+            class_names: Class name of each image (B strings).
+            categories: Category of the references that each image is compared with, ``dataset/category`` (B strings);
+                required if references of several categories were fitted.
 
         Returns:
-            The prediction: maps (B, H, W) and image scores (B,), higher meaning more anomalous.
+            The prediction: maps (B, H, W) and image scores (B,); higher means more anomalous.
 
         Raises:
-            MethodError: Untrained, without the references it needs, or class names that do not fit the images.
+            MethodError: The method is untrained or lacks required references, or the number of class names is wrong.
         """
         if isinstance(class_names, str) or len(class_names) != len(images):
             raise MethodError(f"class_names must be a list of {len(images)} strings, one per image")
@@ -275,12 +275,12 @@ class Method(Loops):
         size: Sequence[int],
         roi: Tensor | None = None,
     ) -> Prediction:
-        """Scores images whose features are known, each compared with the references of its category.
+        """Scores images from their features, each compared with the references of its category.
 
         Args:
-            features: What :meth:`encode` returned.
-            class_names: What is in each image (B strings).
-            categories: Whose references each image is compared with, ``dataset/category`` (B strings), or None.
+            features: Output of :meth:`encode`.
+            class_names: Class name of each image (B strings).
+            categories: Category of the references of each image, ``dataset/category`` (B strings), or None.
             size: Height and width of the maps.
             roi: Pixels that are inspected (B, H, W), bool; None for all of them.
         """
@@ -305,25 +305,25 @@ class Method(Loops):
 
     @torch.no_grad()
     def memory_distance(self, images: Tensor) -> Tensor:
-        """Returns each patch's distance to the nearest reference patch (B, h, w); of one category's references."""
+        """Returns the distance of each patch to the nearest reference patch (B, h, w), for one category."""
         distance = self.nearest(self.encode(images), self.memory.levels_of(self.memory.categories[0]))
         assert distance is not None
         return distance
 
     def nearest(self, features: Features, references: tuple[Tensor, ...] | None) -> Tensor | None:
-        """Returns each patch's distance to the nearest reference patch (B, h, w); None without references."""
+        """Returns the distance of each patch to the nearest reference patch (B, h, w); None without references."""
         return None if references is None else memory_scores(self.memory_levels(features), references)
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def fit_references(self, batches: Iterable[Batch]) -> None:
-        """Fits what needs no gradients on normal images: by default the memory of their patch tokens, by category.
+        """Fits the method on normal images without gradients: by default a memory bank of patch tokens per category.
 
         Args:
             batches: Batches of normal images with ``image``, ``class_name``, ``dataset`` and ``category``.
 
         Raises:
-            MethodError: The method takes no references, or there are none.
+            MethodError: The method does not support references, or there are none.
         """
         if not self.tags.takes_references:
             raise MethodError(f"{type(self).__name__} takes no reference images; leave out shots and references")
@@ -339,13 +339,13 @@ class Method(Loops):
 
     @property
     def requirements(self) -> Requirements:
-        """What the data module has to know; see ``AnomalyDataModule.require``."""
+        """Requirements on the data; see ``AnomalyDataModule.require``."""
         mean, std = (_MEAN, _STD) if self.backbone is None else (self.backbone.mean, self.backbone.std)
         return Requirements(Preprocess(self.image_size, mean, std), self.supervision if self.trains else None)
 
     @property
     def fitted(self) -> bool:
-        """Whether references were fitted; overridden by a method that keeps something else than patch tokens."""
+        """Whether references were fitted; override it in a method that stores something other than patch tokens."""
         return bool(self.memory.categories)
 
     @property
@@ -358,14 +358,14 @@ class Method(Loops):
         """The text tower.
 
         Raises:
-            MethodError: The encoder has none, or it was left out.
+            MethodError: The encoder has no text tower, or ``text=False`` was given.
         """
         if getattr(self.backbone, "text", None) is None:
             raise MethodError(f"{type(self).__name__} needs a text tower, and its encoder has none: give a CLIP")
         return self.backbone.text
 
     def refuse_unfit(self) -> None:
-        """Raises MethodError where scores would mean nothing: untrained, or without the references it needs."""
+        """Raises MethodError if the method is untrained or lacks required references."""
         name = type(self).__name__
         if self.trains and not self.origin and not self.allow_untrained:
             raise MethodError(
@@ -379,9 +379,9 @@ class Method(Loops):
             )
 
     def load_weights(self, path: str) -> None:
-        """Loads trained parameters and fitted state: the authors' file or its name, a checkpoint, or a run folder.
+        """Loads trained parameters and fitted state from the authors' file or its name, a checkpoint, or a run folder.
 
         Raises:
-            WeightsError: Unreadable or unsafe file, or its tensors do not fit; the message lists them.
+            WeightsError: The file is unreadable or unsafe, or its tensors do not fit; the message lists them.
         """
         load_weights(self, path)

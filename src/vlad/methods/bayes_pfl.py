@@ -57,7 +57,7 @@ class BayesPFL(Method):
     """Bayes-PFL: B pairs of prompts x R samples, each sentence looking at the patches of each layer.
 
     Context words are moved by samples of a distribution that is made from the image, state words by samples of
-    one that is not. Trained on the *test* split, with masks, of an auxiliary data set; CLIP stays frozen.
+    one that is not. Trained on the *test* split, with masks, of an auxiliary dataset; CLIP stays frozen.
 
     Paper: Bayes-PFL, arXiv 2503.10080.
     """
@@ -94,13 +94,13 @@ class BayesPFL(Method):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
+            image_size: Side S of the images in pixels; images are resized to a square.
             layers: Blocks whose patches sentences look at, from 1.
-            weights: Trained parts: the authors' file (``train_visa.pth``), one of vlad's checkpoints, or a run folder.
-            prompts: Pairs of prompts B; None for what the weights have, else 3.
-            context_length: Learned words of the context; None for what the weights have, else 5.
-            state_length: Learned words of the state; None for what the weights have, else 5.
-            flows: Planar flows of a distribution; None for what the weights have, else 10.
+            weights: Trained parts: the authors' file (``train_visa.pth``), a vlad checkpoint, or a run folder.
+            prompts: Pairs of prompts B; None for the value in the weights, else 3.
+            context_length: Learned words of the context; None for the value in the weights, else 5.
+            state_length: Learned words of the state; None for the value in the weights, else 5.
+            flows: Planar flows of a distribution; None for the value in the weights, else 10.
             samples: Samples R of each distribution when scoring.
             noise_seed: Seed of the standard normal numbers that samples are made of when scoring. They are drawn once
                 and are the same for every image; the published code draws on and on.
@@ -263,7 +263,7 @@ class BayesPFL(Method):
         """Makes the map as the base does; the image score is the mean of its own probability and of the map's top.
 
         Args:
-            scores: What :meth:`compare` returned.
+            scores: Output of :meth:`compare`.
             size: Height and width of the maps.
         """
         assert scores.image is not None
@@ -296,7 +296,7 @@ class BayesPFL(Method):
     def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns the losses of one pair of prompts, drawn for the batch, with one sample of each distribution.
 
-        Anomalous images without a mask teach no map.
+        Anomalous images without a mask do not train the map.
         """
         assert features.image is not None
         like = features.image.float()
@@ -308,7 +308,7 @@ class BayesPFL(Method):
         """Computes the terms of the loss.
 
         Args:
-            features: What :meth:`encode` returned.
+            features: Output of :meth:`encode`.
             batch: The batch.
             noise: Standard normal numbers for contexts (B, 1, D), for normal and for abnormal states (1, D).
             pair: Which pair of prompts is trained; the orthogonality is of all.

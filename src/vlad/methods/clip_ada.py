@@ -74,7 +74,7 @@ class CLIPADA(Method):
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
             image_size: Side of what the tower looks at, in pixels: the whole image, or a region (A2).
             full_size: Side S that images are given in, that regions are cropped from and that maps have, in pixels.
-            weights: Trained parameters: one of vlad's checkpoints, or a run folder.
+            weights: Trained parameters: a vlad checkpoint, or a run folder.
             layers: Layers whose tokens are compared with the prompt, from 1; by default every quarter (A4).
             linear: Whether each level has a linear map to the joint space; else the last tokens of the value-value
                 attention branch are compared, through CLIP's own projection, and only the prompt is learned (A3).

@@ -1,4 +1,4 @@
-"""Crane: AnomalyCLIP's learned sentences, told of the image in training, and three self-self attentions at once.
+"""Crane: AnomalyCLIP's learned sentences, conditioned on the image in training, and three self-self attentions.
 
 Source: Salehi et al., "Crane: Context-Guided Prompt Learning and Attention Refinement for Zero-Shot Anomaly
 Detection(s)", arXiv 2504.11055, and its published code, whose numbers are reproduced; where the two differ, the code.
@@ -38,10 +38,10 @@ def released(kind: str, blobs: dict[str, str]) -> dict[str, InRepository]:
 
 
 class Crane(LearnedPrompts):
-    """Crane: prompts trained with the image among their words, query, key and value attention, pooling by the scores.
+    """Crane: image-conditioned prompt training, query, key and value self-attention, score-weighted pooling.
 
     AnomalyCLIP's two sentences and two paths. The local path adds up the sum of three self-self attentions. In
-    training the image's embedding is one more word of both sentences; scoring leaves it out, so that the text is two
+    training the image's embedding is an additional token of both sentences; scoring omits it, so that the text is two
     vectors. The image score compares a mean of the image's embedding and of its patches, weighted by their scores.
 
     Paper: Crane, arXiv 2504.11055.
@@ -78,18 +78,18 @@ class Crane(LearnedPrompts):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
+            image_size: Side S of the images in pixels; images are resized to a square.
             weights: Trained prompts: the authors' by the set they were trained on (``mvtec`` for other sets, ``visa``
-                for MVTec AD) or as a file, one of vlad's checkpoints, or a run folder.
+                for MVTec AD) or as a file, a vlad checkpoint, or a run folder.
             layers: Blocks of the local path whose patches give maps, from 1; by default four at equal distances, 6,
                 12, 18, 24 of 24.
             aliased: Whether all of them are the last block's, as in the published code, where later blocks change what
                 was read of earlier ones: one map, whose losses count as often as there are layers.
             local_from: Block at which the local path begins; by default at a quarter of the depth, 6 of 24.
-            length: Learned words of each sentence; 12 by default. What weights were trained with takes precedence
+            length: Learned words of each sentence; 12 by default. The value stored in ``weights`` takes precedence
                 over the default, for this and the next two.
-            depth: Blocks of the text tower that learned tokens enter; 9 by default, or all where it has fewer.
-            deep_length: Tokens that are overwritten ahead of each further block, from the first word on; 4 by default.
+            depth: Blocks of the text tower that learned tokens enter; 9 by default, or all if it has fewer.
+            deep_length: Tokens overwritten before each further block, from the first word on; 4 by default.
             soft_mean: Whether the map is the mean of the layers' upsampled probabilities; else the probability of
                 their mean logits, upsampled. Published with Crane: yes.
             image_token_at_test: Whether the image is a word of the sentences in scoring too, as the paper has it and
@@ -177,7 +177,7 @@ class Crane(LearnedPrompts):
         """Compares patches with the two text vectors, and the image together with the patches that look abnormal.
 
         Args:
-            features: What :meth:`encode` returned.
+            features: Output of :meth:`encode`.
             text: Text vectors (B, 2, D); not used with ``image_token_at_test``.
             references: Patches of one category's references.
 
@@ -212,7 +212,7 @@ class Crane(LearnedPrompts):
     def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns the cross-entropy of the images, and focal and Dice losses of the maps.
 
-        The sentences hold the image. Anomalous images without a mask teach the image score alone.
+        The sentences hold the image. Anomalous images without a mask only train the image score.
         """
         assert features.image is not None
         scores = self.compare(features, self.image_text(normalize(features.image.float())))

@@ -1,4 +1,4 @@
-"""Crane+: Crane with patches gathered by what DINOv2 finds alike.
+"""Crane+: Crane with patch values aggregated by DINOv2 similarity.
 
 Source: Salehi et al., "Crane: Context-Guided Prompt Learning and Attention Refinement for Zero-Shot Anomaly
 Detection(s)", arXiv 2504.11055, and its published code, whose numbers are reproduced; where the two differ, the code.
@@ -26,7 +26,7 @@ __all__ = ["CranePlus", "affinity"]
 
 
 class CranePlus(Crane):
-    """Crane on two frozen encoders: a patch's values are also gathered from patches that DINOv2 finds alike (D-Attn).
+    """Crane on two frozen encoders: a patch's values are also aggregated from similar patches of DINOv2 (D-Attn).
 
     Paper: Crane, arXiv 2504.11055.
     """
@@ -67,9 +67,9 @@ class CranePlus(Crane):
         """Builds the method on a frozen CLIP and a frozen DINOv2.
 
         Args:
-            backbone: As of :class:`Crane`, as are all arguments that are not told here.
+            backbone: As for :class:`Crane`, like all arguments not described here.
             pretrained: As there.
-            dino: The second encoder, ``timm:name``; the published one is ViT-B/14 with registers.
+            dino: Second encoder, ``timm:name``; published: ViT-B/14 with registers.
             dino_pretrained: Its weights: a file, null for timm's download, ``random`` for random weights.
             image_size: As there; both patches divide it.
             weights: As there; the authors' after epoch 5 (``mvtec``, ``visa``) or 1 (``mvtec_1``, which the published

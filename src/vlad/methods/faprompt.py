@@ -88,7 +88,7 @@ class FAPrompt(LearnedText):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
+            image_size: Side S of the images in pixels; images are resized to a square.
             weights: Trained prompts: a file as the authors' code writes it (they have published none), one of vlad's
                 checkpoints, or a run folder.
             local_from: Block at which the local path begins; by default at a quarter of the depth, 6 of 24 as
@@ -98,7 +98,7 @@ class FAPrompt(LearnedText):
             abnormal_length: Further learned words of each abnormal sentence; 2 by default.
             abnormal_prompts: Abnormal sentences K; 10 by default.
             prior_patches: Patches that the prior is made of; 10 by default.
-            depth: Blocks of the text tower that learned tokens enter; 9 by default, or all where it has fewer.
+            depth: Blocks of the text tower that learned tokens enter; 9 by default, or all if it has fewer.
             deep_length: Tokens that are overwritten ahead of each further block; 4 by default.
             prior: Which patches the prior is made of. ``first``: the first ones of the top row, as in the published
                 code, in training too. ``most_anomalous``: those with the highest probability in the first pass, the
@@ -195,7 +195,7 @@ class FAPrompt(LearnedText):
         """Returns the abnormal vector of each image (B, D), unit length: a mean of sentences, as in the first pass.
 
         Args:
-            text: What :meth:`texts` returned.
+            text: Output of :meth:`texts`.
             prior: What is added to the further words of all abnormal sentences (B, W).
         """
         first, count = 1 + self.normal_length, self.abnormal_length

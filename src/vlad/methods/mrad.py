@@ -1,4 +1,4 @@
-"""MRAD: a memory of labelled auxiliary images, read with learned projections, and sentences told of what it finds.
+"""MRAD: a memory bank of labelled auxiliary images with learned projections, and prompts conditioned on it.
 
 Source: Xu et al., "MRAD: Zero-Shot Anomaly Detection with Memory-Driven Retrieval", ICLR 2026, and its published code,
 whose numbers are reproduced; where the two differ, the code.
@@ -27,11 +27,11 @@ __all__ = ["MRAD", "neighbourhood_mean"]
 
 
 class MRAD(LearnedPrompts):
-    """MRAD: what normal and anomalous images and regions of an auxiliary set look like, as a memory that is asked.
+    """MRAD: a memory bank of normal and anomalous images and regions of an auxiliary dataset.
 
-    The memory has a key for each auxiliary image, and for the normal and the anomalous part of each. ``tf`` reads it
-    by cosines, ``ft`` by two trained projections, which give map and image score. ``clip`` splits an image by them and
-    adds what each side is like to the learned words of AnomalyCLIP's two sentences, whose map it is.
+    The memory bank has one key per auxiliary image, and one each for its normal and its anomalous part. ``tf`` compares
+    with it by cosine, ``ft`` with two trained projections, which give map and image score. ``clip`` uses them to split
+    an image, adds the features of both parts to the learned words of AnomalyCLIP's two sentences, and uses their map.
 
     Paper: MRAD, ICLR 2026.
     """
@@ -61,17 +61,17 @@ class MRAD(LearnedPrompts):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
+            image_size: Side S of the images in pixels; images are resized to a square.
             variant: ``clip``, ``ft``, or ``tf``, which trains nothing and needs a ``bank``.
             weights: Trained parameters: a file in the authors' format, which lacks the memory, one of vlad's
                 checkpoints, or a run folder.
             bank: Whose memory is taken: a run folder or checkpoint of MRAD's, or the authors' two files, of images
                 (``cache_model_*.pt``) and of patches (``cache_patch_model_*.pt``). A training builds its own.
             local_from: Block at which the local path begins.
-            length: Learned words of each sentence; 12 by default. What weights were trained with takes precedence
+            length: Learned words of each sentence; 12 by default. The value stored in ``weights`` takes precedence
                 over the default, for this and the next two; all three for ``clip`` alone.
-            depth: Blocks of the text tower that learned tokens enter; 9 by default, or all where it has fewer.
-            deep_length: Tokens that are overwritten ahead of each further block, from the first word on; 4 by default.
+            depth: Blocks of the text tower that learned tokens enter; 9 by default, or all if it has fewer.
+            deep_length: Tokens overwritten before each further block, from the first word on; 4 by default.
             image_weight: Weight of the image's own probability in its score; the rest is that of the map's largest
                 hundredth.
             sigma: Standard deviation in pixels of the Gaussian over the map.
@@ -107,23 +107,23 @@ class MRAD(LearnedPrompts):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is remembered."""
+        """Whether the memory bank is empty."""
         return not len(self.memories["images"])
 
     def refuse_unfit(self) -> None:
-        """Raises MethodError where it was not trained, or has no memory."""
+        """Raises MethodError if the method is untrained or has no memory bank."""
         super().refuse_unfit()
         if self.is_empty and not self.allow_untrained:
             raise MethodError("MRAD has no memory: give bank (a run, a checkpoint, or the authors' two files)")
 
     def texts(self, class_names: Sequence[str]) -> None:
-        """Returns nothing: sentences hold the image, and no class name matters."""
+        """Returns None: sentences depend on the image, not on class names."""
         return
 
     # -- memory --------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Builds the memory of the training images, unless a checkpoint brought it.
+        """Builds the memory bank from the training images, unless a checkpoint contained it.
 
         Raises:
             MethodError: Several processes share the images.

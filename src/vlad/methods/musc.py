@@ -27,10 +27,10 @@ _CHUNK_BYTES = 256 << 20
 
 
 class MuSc(Method):
-    """Mutual scoring of unlabelled images: a normal patch has a like in most other images; training-free.
+    """Mutual scoring of unlabelled images: a normal patch has similar patches in most other images; training-free.
 
-    Transductive: it sees all test images of a category before it scores one, an image's score changes with the others,
-    and its figures do not compare with those of methods that score image by image.
+    Transductive: it uses all test images of a category to score each one, so an image's score depends on the others,
+    and its figures are not comparable with those of methods that score images independently.
 
     Paper: MuSc, arXiv 2401.16753.
     """
@@ -55,7 +55,7 @@ class MuSc(Method):
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder``, ``vlad-tiny``, ``timm:name``, or a
                 ready encoder.
             pretrained: Weights tag or file; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
+            image_size: Side S of the images in pixels; images are resized to a square.
             layers: Layers whose patches are scored, from 1; by default four at equal distances, 6, 12, 18, 24 of 24.
             degrees: Sides in patches of the neighbourhoods over which patches are averaged; odd.
             share: Of the other images, so many that a patch is nearest to count for it; at least one.

@@ -27,7 +27,7 @@ class SDP(Method):
     """CLIP-AD without training: value-value attention in stages, compared with two text vectors.
 
     The image runs once through the tower on two paths. The ordinary path is CLIP; the second collects the
-    value-value attention of each block and starts anew at every quarter of the depth. Patch tokens of the
+    value-value attention of each block and restarts at every quarter of the depth. Patch tokens of the
     second path are compared with a normal and an abnormal text vector per class.
 
     Paper: CLIP-AD (SDP), arXiv 2311.00453.
@@ -51,19 +51,18 @@ class SDP(Method):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo`` or ``local-dir:folder``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
+            image_size: Side S of the images in pixels; images are resized to a square.
             layers: Blocks whose tokens are compared with the text, from 1.
             sigma: Standard deviation in pixels of the Gaussian over the map.
-            representative: How the sentences of a state become one vector.
-            eps: DBSCAN radius; published: 1.5 on VisA, 0.5 elsewhere.
-            min_samples: DBSCAN core size; published: 25 on VisA, 15 elsewhere.
+            representative: How the sentence embeddings of a state are reduced to one vector.
+            eps: DBSCAN radius; published: 1.5 on VisA, 0.5 otherwise.
+            min_samples: DBSCAN core size; published: 25 on VisA, 15 otherwise.
             image_fusion: ``"sum"`` adds the text score and the map's maximum, per image. ``"minmax"``
                 rescales both over all test images of a category first, as published: it needs the whole test
                 set and is not defined for one image.
-            as_published: Whether figures are to equal those of the published evaluation; it takes precedence over
-                ``image_fusion``, which becomes ``"minmax"``: nothing else differs from the defaults. What the
-                published script chooses by the name of the test set (``eps``, ``min_samples``, ``sigma``) is still
-                given by hand.
+            as_published: Reproduces the figures of the published evaluation: sets ``image_fusion`` to ``"minmax"`` and
+                changes nothing else. Settings that the published script chooses by the name of the test set
+                (``eps``, ``min_samples``, ``sigma``) must still be given.
         """
         super().__init__(backbone=backbone, pretrained=pretrained, image_size=image_size, layers=layers, sigma=sigma)
         self.representative: Representative = representative
@@ -95,7 +94,7 @@ class SDP(Method):
         return min(later, default=self.backbone.depth)
 
     def encode(self, images: Tensor) -> Features:
-        """Runs both branches and collects, for every layer, what the published code really reads.
+        """Runs both branches and collects, for every layer, the tokens that the published code actually reads.
 
         Its hidden states are references to tensors that later blocks edit in place. So the ordinary tokens of block l
         are those of the half-finished block l + 1 (attention added, MLP not yet), except at the last block; and the

@@ -1,4 +1,4 @@
-"""SDP+: CLIP-AD with linear layers trained on an auxiliary data set.
+"""SDP+: CLIP-AD with linear layers trained on an auxiliary dataset.
 
 Source: CLIP-AD, arXiv 2311.00453, and its published code, whose numbers are reproduced.
 """
@@ -21,9 +21,9 @@ __all__ = ["SDPPlus"]
 
 
 class SDPPlus(SDP):
-    """CLIP-AD with one trained linear layer per layer read: SDP's map plus the maps of the linear layers.
+    """CLIP-AD with one trained linear layer per encoder layer: SDP's map plus the maps of the linear layers.
 
-    Trained on the *test* split, with masks, of an auxiliary data set and tested on others; CLIP stays frozen.
+    Trained on the *test* split, with masks, of an auxiliary dataset and tested on others; CLIP stays frozen.
 
     Paper: CLIP-AD (SDP+), arXiv 2311.00453.
     """
@@ -36,7 +36,7 @@ class SDPPlus(SDP):
         Args:
             lr: Learning rate of Adam.
             weights: Trained linear layers: a file in the published format
-                (``{"linear_layers": {"fc.0.weight": …}}``), one of vlad's checkpoints, or a run folder.
+                (``{"linear_layers": {"fc.0.weight": …}}``), a vlad checkpoint, or a run folder.
             **sdp: As for :class:`SDP`; ``sigma`` is 2 on VisA in the published evaluation.
         """
         super().__init__(**sdp)
@@ -70,7 +70,7 @@ class SDPPlus(SDP):
         return total
 
     def encode_for_loss(self, images: Tensor) -> Features:
-        """Runs the ordinary path alone: the linear layers read nothing else."""
+        """Runs only the ordinary path, the input of the linear layers."""
         return self._encode(images, staged=False)
 
     def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""VisualAD: two learned tokens among the patches say what is anomalous and what is normal; no text.
+"""VisualAD: two learned tokens, anomalous and normal, among the patch tokens; no text.
 
 Source: Hou et al., "VisualAD: Language-Free Zero-Shot Anomaly Detection via Vision Transformer", CVPR 2026, arXiv
-2603.07952. Written from the paper's formulas and from what its published code computes, whose numbers are reproduced.
+2603.07952. Written from the paper's formulas and the outputs of its published code, whose numbers are reproduced.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = ["SpatialAttention", "VisualAD"]
 class VisualAD(Method):
     """VisualAD: an anomaly and a normal token run through CLIP's image tower with the patches, on a frozen CLIP.
 
-    At each layer both tokens are told of the patches by an attention over learned anchors (SCA), the patches go through
-    an MLP (SAF), and the map is how much nearer a patch is to the anomaly token than to the normal one.
+    At each layer, both tokens are updated from the patches by attention over learned anchors (SCA), and the patches go
+    through an MLP (SAF). The map is the similarity to the anomaly token minus that to the normal token.
 
     Paper: VisualAD, arXiv 2603.07952.
     """
@@ -59,8 +59,8 @@ class VisualAD(Method):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side S of the images in pixels; they are squashed to a square.
-            weights: Trained parameters: a file in the authors' format, one of vlad's checkpoints, or a run folder.
+            image_size: Side S of the images in pixels; images are resized to a square.
+            weights: Trained parameters: a file in the authors' format, a vlad checkpoint, or a run folder.
             layers: Blocks whose patches give maps, from 1; by default those of ``weights``, else four at equal
                 distances, 6, 12, 18, 24 of 24.
             trained_norm: Whether scoring uses the last norm as it was trained. The published code trains and saves it,
@@ -70,10 +70,10 @@ class VisualAD(Method):
             dropout: Share of the numbers dropped after each linear layer of the MLPs, in training.
             sigma: Standard deviation in pixels of the Gaussian over the map.
             lr: Learning rate of AdamW for the two tokens.
-            lr_rest: That of everything else.
+            lr_rest: Learning rate of all other parameters.
 
         Raises:
-            MethodError: The encoder is no CLIP, or the image has more patches than positions.
+            MethodError: The encoder is not a CLIP, or the image has more patches than positions.
         """
         known = read_file(weights) if weights else {}
         if layers is None and weights is not None:
@@ -155,7 +155,7 @@ class VisualAD(Method):
         return torch.stack(found, dim=1)
 
     def compare(self, features: Features, text: Any, references: tuple[Tensor, ...] | None = None) -> Scores:
-        """Compares patches with both tokens; the image has no score of its own."""
+        """Compares patches with both tokens; there is no separate image term."""
         with torch.autocast(features.levels[0].device.type, enabled=False):
             return Scores(self.margins(features, self.told(features)), memory=self.nearest(features, references))
 
@@ -176,7 +176,7 @@ class VisualAD(Method):
     def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns the image's loss, that of two tokens that are too alike, and focal and Dice losses of each layer.
 
-        Anomalous images without a mask teach the image score alone.
+        Anomalous images without a mask only train the image score.
         """
         told = self.told(features)
         size = (batch["mask"].shape[-2], batch["mask"].shape[-1])

@@ -26,10 +26,10 @@ __all__ = ["WinCLIP"]
 
 
 class WinCLIP(Method):
-    """Windows of two sizes, each embedded as an image of its own and compared with text; training-free.
+    """Windows of two sizes, each embedded as a separate image and compared with text; training-free.
 
-    A window of 2 x 2 or 3 x 3 patches goes through CLIP without the rest of the image, so that its embedding lies
-    where the text embeddings lie, which a patch token does not. With references (WinCLIP+), windows and patch tokens
+    A window of 2 x 2 or 3 x 3 patches goes through CLIP without the rest of the image, so that its embedding is aligned
+    with the text embeddings, unlike a patch token. With references (WinCLIP+), windows and patch tokens
     are also compared with those of normal images.
 
     Paper: WinCLIP, arXiv 2303.14814.
@@ -53,7 +53,7 @@ class WinCLIP(Method):
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
             image_size: Side S of the images in pixels; with ``aspect: keep`` the shorter one.
             scales: Sides of the windows in patches.
-            temperature: Cosines are divided by it ahead of the softmax. The paper leaves it open; anomalib takes 0.07.
+            temperature: Divisor of the cosines before the softmax. The paper does not state it; anomalib uses 0.07.
             prompts: ``paper`` for its 22 templates, ``anomalib`` for the 21 lines of that code.
             aspect: ``squash`` to a square, as anomalib does, or ``keep`` the aspect ratio, which the paper's shorter
                 side of 240 px comes nearest to.
@@ -146,7 +146,7 @@ class WinCLIP(Method):
     def compare(self, features: Features, text: Tensor, references: tuple[Tensor, ...] | None = None) -> Scores:
         """Aggregates anomaly probabilities harmonically: over the windows that cover a patch, and over the scales.
 
-        The whole image is the largest scale. A harmonic mean leans towards *normal*: one normal window suffices.
+        The whole image is the largest scale. Small values dominate a harmonic mean: one normal window suffices.
         """
         assert features.image is not None
         whole = self.probabilities(features.image[:, None], text)[..., 1]  # (B, 1)
@@ -183,7 +183,7 @@ class WinCLIP(Method):
         """Averages the text's map with the references' map, and the image's probability with that map's maximum.
 
         Args:
-            scores: What :meth:`compare` returned.
+            scores: Output of :meth:`compare`.
             size: Height and width of the maps.
         """
         assert scores.image is not None
