@@ -361,7 +361,8 @@ def test_results_are_a_list_and_a_table(detector, photos):
 def test_saved_results_read_as_the_table(detector, photos, tmp_path):
     results = detector.predict(photos, class_name="bolt/../..")
     folder = results.save(tmp_path / "out", maps=True)
-    read, table = pd.read_csv(folder / "predictions.csv"), results.to_dataframe()
+    read = pd.read_csv(folder / "predictions.csv", float_precision="round_trip")
+    table = results.to_dataframe()
     assert read["path"].tolist() == table["path"].tolist()
     assert read["image_score"].tolist()[:3] == table["image_score"].tolist()[:3]
     assert len(list(folder.rglob("*.png"))) == len(list(folder.rglob("*.npy"))) == 12

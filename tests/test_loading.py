@@ -133,7 +133,7 @@ def test_a_test_run_with_references_that_were_not_saved_is_refused(tiny, tmp_pat
 
 def test_a_folder_of_anything_else_is_refused(tmp_path):
     (tmp_path / "notes.yaml").write_text("a: 1\n")
-    with pytest.raises(WeightsError, match="is no run folder: it holds neither checkpoints"):
+    with pytest.raises(WeightsError, match="is not a run folder: it holds neither checkpoints"):
         vlad.load(tmp_path)
     with pytest.raises(WeightsError, match=r"weights file .*none\.ckpt does not exist"):
         vlad.load(tmp_path / "none.ckpt")
@@ -157,7 +157,7 @@ def test_a_folder_named_like_a_method_does_not_hide_it(tiny, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sdp").mkdir()
     assert isinstance(vlad.load("sdp", backbone=tiny, image_size=64, layers=[2]).method, SDP)
-    with pytest.raises(WeightsError, match="is no run folder"):
+    with pytest.raises(WeightsError, match="is not a run folder"):
         vlad.load("./sdp")
 
 

@@ -96,7 +96,7 @@ def test_a_folder_of_something_else_is_refused(content, tmp_path, capsys):
 
 def test_the_option_is_refused_where_no_weights_are_loaded(capsys):
     assert main(["methods", "--weights-dir", "x"]) == 2
-    assert "does nothing here" in capsys.readouterr().err
+    assert "has no effect here" in capsys.readouterr().err
 
 
 def test_a_method_of_vlad_tiny_needs_nothing(tmp_path, capsys):

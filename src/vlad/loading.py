@@ -210,4 +210,4 @@ def _from_config(folder: Path, overrides: dict[str, Any], allow_untrained: bool)
         arguments = {**model.get("init_args", {}), **overrides}
         check_known(cls, arguments)
         return _trained(cls(**arguments), folder, allow_untrained)
-    raise WeightsError(f"{folder} is no run folder: it holds neither checkpoints/*.ckpt nor a config with a model")
+    raise WeightsError(f"{folder} is not a run folder: it holds neither checkpoints/*.ckpt nor a config with a model")

@@ -92,7 +92,7 @@ def test_methods_that_read_the_same_are_evaluated_with_one_pass(tiny, mvtec, tmp
 
 
 def test_a_method_that_does_not_ask_is_told_of(tiny, mvtec, tmp_path):
-    with pytest.warns(UserWarning, match="did nothing"):
+    with pytest.warns(UserWarning, match="had no effect"):
         evaluate_uncached(tiny, mvtec, tmp_path)
 
 

@@ -403,7 +403,7 @@ def test_a_test_whose_heat_maps_cannot_be_written_goes_on_to_its_end(tmp_path, m
         def on_test_end(self, trainer, pl_module):
             ended.append(True)
 
-    with pytest.raises(OutputError, match="No space left"), pytest.warns(match="no heat maps from here on"):
+    with pytest.raises(OutputError, match="No space left"), pytest.warns(match="no further heat maps"):
         trainer(tmp_path / "run", HeatMaps(height=40), Ends()).test(Brightness(), data, verbose=False)
     assert ended == [True]
 

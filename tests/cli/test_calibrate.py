@@ -148,7 +148,7 @@ def test_what_cannot_be_read_is_left_out_and_said(place, small, capsys):
         (["sdp", "good", "--shots", "0"], 2, "--shots is a number"),
         (["sdp", "good", "--seed", "-1"], 2, "--seed is a whole number"),
         (["sdp", "good", "--references", "nothing/"], 1, "nothing"),
-        (["sdp", "good", "--output", "good/00.png"], 1, "is no decision file: give another name"),
+        (["sdp", "good", "--output", "good/00.png"], 1, "is not a decision file: give another name"),
         (["sdp", "good", "--model.sigmaa", "3"], 2, "there is no --model.sigmaa here; did you mean sigma"),
         (["sdp", "good", "--model.sigma", "much"], 2, "sigma"),
         (["sdp", "good", "--data.batch_size", "0"], 2, "batch_size"),

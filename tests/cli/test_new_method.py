@@ -86,7 +86,7 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch, capsys):
     (tmp_path / "link").symlink_to("nowhere")
     for target in ("mine", "file", "link"):
         assert main(["new-method", "other", "--output", target]) == 1
-        assert "nothing is overwritten" in capsys.readouterr().err
+        assert "nothing was overwritten" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "file", "link"}
 

@@ -45,7 +45,7 @@ def test_categories_are_rows(capsys):
     [
         (["--dataset", "mvtecad"], "no number is published of a data set 'mvtecad' here; did you mean mvtec_ad"),
         (["--method", "adaclipp"], "did you mean adaclip"),
-        (["--method", "clip_ada", "--shots", "4"], "nothing is published of what was asked for"),
+        (["--method", "clip_ada", "--shots", "4"], "no published numbers match"),
     ],
 )
 def test_what_is_not_there_is_told(arguments, told, capsys):

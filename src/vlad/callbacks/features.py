@@ -90,7 +90,7 @@ class CachedFeatures(Callback):
         if store is None or not trainer.is_global_zero:
             return
         if not store.read + store.computed:
-            rank_zero_warn(f"features.cache did nothing: {type(pl_module).__name__} does not ask for cached features")
+            rank_zero_warn(f"features.cache had no effect: {type(pl_module).__name__} does not ask for cached features")
             return
         without = f", {store.uncached} of them without room" if store.uncached else ""
         print(f"features: those of {store.read} images read, of {store.computed} computed{without}", flush=True)

@@ -120,7 +120,7 @@ class HeatMaps(PerImage):
         except OutputError as error:
             if trainer.state.fn != "test" or trainer.world_size > 1:  # a prediction is continued later
                 raise
-            rank_zero_warn("no heat maps from here on; the test goes on for its metrics")
+            rank_zero_warn("no further heat maps; the test continues for its metrics")
             self._album.abandon()
             self._begun, self._problem = False, error
 

@@ -45,7 +45,7 @@ class RunRecord(Callback):
         self._folder, self._record, self._batches, self._started = None, {}, 0, _now()
         encoder = getattr(pl_module, "backbone", None)
         if trainer.is_global_zero and getattr(encoder, "pretrained", None) == "random":
-            print(f"{encoder.name} has random weights: scores mean nothing", flush=True)  # type: ignore[union-attr]
+            print(f"{encoder.name} has random weights: scores are meaningless", flush=True)  # type: ignore[union-attr]
 
     # -- the start ---------------------------------------------------------------------------------------------
 

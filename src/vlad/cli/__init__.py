@@ -19,13 +19,13 @@ VERBS = {
     "validate": ("evaluate on the validation data", "vlad.cli.lightning:run"),
     "test": ("evaluate on test data: table, scores, heat maps", "vlad.cli.lightning:run"),
     "predict": ("score your own images: CSV and heat maps", "vlad.cli.lightning:run"),
-    "calibrate": ("find from good images what is anomalous: decision.json", "vlad.cli.calibrate:run"),
-    "serve": ("a service: score images sent by HTTP, and a watched folder", "vlad.cli.serve:run"),
-    "app": ("a page in the browser: drop images, see maps and decisions", "vlad.cli.app:run"),
+    "calibrate": ("calibrate a threshold on normal images: decision.json", "vlad.cli.calibrate:run"),
+    "serve": ("run an HTTP service; can also watch a folder", "vlad.cli.serve:run"),
+    "app": ("open the browser app: drop images, see maps and decisions", "vlad.cli.app:run"),
     "export": ("write a method as a file for ONNX Runtime, OpenVINO or torch", "vlad.cli.export:run"),
     "methods": ("list the installed methods", "vlad.cli.listing:methods"),
-    "new-method": ("write a plug-in package with a method of yours", "vlad.cli.new_method:run"),
-    "export-weights": ("write what a run has trained as safetensors", "vlad.cli.listing:export"),
+    "new-method": ("create a plug-in package for your own method", "vlad.cli.new_method:run"),
+    "export-weights": ("export the trained weights of a run as safetensors", "vlad.cli.listing:export"),
     "weights": ("download published weights into a folder, for machines without a network", "vlad.cli.weights:run"),
     "benchmark": ("methods x data sets x shots x seeds: one table", "vlad.cli.benchmark:run"),
     "reproduce": ("run a paper's own table", "vlad.cli.benchmark:reproduce"),
@@ -44,7 +44,7 @@ _MENDABLE = {
     *(errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.EEXIST, errno.ELOOP, errno.ESTALE),
 }
 
-USAGE = """usage: vlad VERB [options]      (vlad VERB --help says more)
+USAGE = """usage: vlad VERB [options]      (see vlad VERB --help)
 
 {verbs}
 
@@ -141,7 +141,7 @@ def _weights_folder(verb: str, arguments: list[str]) -> Iterator[list[str]]:
     place = words.index("--weights-dir")
     if verb not in _LOADING or place + 1 == len(words):
         fix = "give a folder of vlad weights get" if verb in _LOADING else "leave it out"
-        raise OptionError(f"--weights-dir does nothing here; {fix}")
+        raise OptionError(f"--weights-dir has no effect here; {fix}")
     folder, before = os.path.abspath(words[place + 1]), os.environ.get(VARIABLE)
     read_manifest(Path(folder))
     os.environ[VARIABLE] = folder

@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(rest)
     check_port(options.port)
     if settings["data"]:
-        raise OptionError(f"--data.{next(iter(settings['data']))} is no option of vlad app")
+        raise OptionError(f"--data.{next(iter(settings['data']))} is not an option of vlad app")
     for name in options.methods:  # a typo is told at once
         if _run_of(name) is None:
             resolve(name)

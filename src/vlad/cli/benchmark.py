@@ -42,7 +42,7 @@ def _parser(verb: str, text: str, examples: str) -> argparse.ArgumentParser:
     parser.add_argument("--output", "-o", metavar="DIR", help="folder of results and runs (benchmarks_NAME by default)")
     parser.add_argument("--cell", default="1/1", metavar="I/N", help="share I of N, counted from 1")
     parser.add_argument("--list", action="store_true", help="list the cells, and which are finished")
-    parser.add_argument("--tables-only", action="store_true", help="run nothing: tables of what is finished")
+    parser.add_argument("--tables-only", action="store_true", help="only print tables of finished cells")
     parser.add_argument("--format", default="text", choices=("text", "markdown", "latex", "html"), help="of the tables")
     parser.add_argument("--results", metavar="FILE", help="all numbers, .csv or .parquet (results.csv by default)")
     text = "an option of vlad test or fit over the plan's own: --data.root DATA, --features.cache true"
@@ -76,7 +76,7 @@ def reproduce(arguments: list[str]) -> int:
         return 0
     name = options.paper.lower().replace("-", "_")
     if name not in plans:
-        raise OptionError(f"there is no plan of a paper '{options.paper}'; {nearest(name, plans)}")
+        raise OptionError(f"there is no plan for the paper '{options.paper}'; {nearest(name, plans)}")
     if options.print:
         print(plans[name].read_text(encoding="utf-8"), end="")
         return 0

@@ -192,7 +192,7 @@ def _output(options: argparse.Namespace) -> Path:
         try:
             Decision.load(output)
         except DecisionError as error:
-            raise DecisionError(f"--output {output} is there and is no decision file: give another name") from error
+            raise DecisionError(f"--output {output} exists and is not a decision file: give another name") from error
     return output
 
 

@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     listing = verb("list", "list the data sets of the catalogue", lambda o: datasets(["data", *["--json"] * o.json]))
     listing.add_argument("--json", action="store_true", help="print JSON")
     verb("protocols", "list which papers train and test on what", _protocols)
-    verb("info", "tell everything known of a data set", _info).add_argument("name")
+    verb("info", "show all information on a dataset", _info).add_argument("name")
     getting = verb("get", "download a data set, or tell how to get it", _get)
     getting.add_argument("name")
     getting.add_argument("--root", required=True, help="folder that holds the data sets")
@@ -192,7 +192,7 @@ def _beyond(frame: pd.DataFrame, root: Path) -> tuple[list[Note], dict[str, list
     known = {os.path.normpath(path) for path in (*frame["image_path"], *masks)}
     other = [f for f in seen.files if not known & {os.path.normpath(root / f), os.path.normpath((root / f).parent)}]
     ignored = {reason: paths for reason, paths in seen.ignored.items() if reason not in BYSTANDERS}
-    notes = [Note("files are no images or masks of its layout", [*other, *(p for ps in ignored.values() for p in ps)])]
+    notes = [Note("files do not match its layout", [*other, *(p for ps in ignored.values() for p in ps)])]
     return notes, {}
 
 

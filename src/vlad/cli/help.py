@@ -42,7 +42,7 @@ HELP: dict[str, tuple[str, list[tuple[str, dict[str, str]]], list[str]]] = {
             (
                 "results",
                 {
-                    "--output DIR": "the run folder (a new one by default); given again, it goes on where it stopped",
+                    "--output DIR": "the run folder (a new one by default); if it exists, the run resumes",
                     "--decision FILE": "call images normal or anomalous: a file of vlad calibrate, or a number",
                     "--fail-on-anomaly": "exit status 4 where an image is anomalous",
                     "--maps FORMAT": "raw maps too: npy or png16",

@@ -88,7 +88,7 @@ def short_error(message: str, known: Iterable[str], hints: Mapping[str, Any] | N
         return _config_error(about_config.group(1) or text)
     unread = re.search(r"Unable to load config [\"'](.+?)[\"']", text)
     if unread:
-        return f"config file {unread.group(1)} does not exist, or is no mapping of options"
+        return f"config file {unread.group(1)} does not exist or is not a mapping of options"
     wrong = re.search(r"[Oo]ption '([\w.+-]+)'(?: is not accepted|$)|unrecognized arguments: --([\w.+-]+)", text)
     if wrong is None:
         return _wrong_value(message, hints or {}, section) or _plainer(text)

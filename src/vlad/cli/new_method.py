@@ -73,7 +73,7 @@ def write_package(name: str, folder: Path) -> list[Path]:
     from vlad.files import output_errors, scratch_folder
 
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
-        raise OutputError(f"{folder} is there and not empty; nothing is overwritten: give another --output DIR")
+        raise OutputError(f"{folder} exists and is not empty; nothing was overwritten: give another --output DIR")
     words = {
         "name": name,
         "distribution": name.replace("_", "-"),

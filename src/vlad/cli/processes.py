@@ -32,7 +32,7 @@ from vlad.errors import OptionError, VladError
 __all__ = ["failing_together", "leave_processes", "watch_others"]
 
 _FILE = "VLAD_FAILURE"  # environment variable with the name of the file
-_GONE = "the first process is gone"
+_GONE = "the main process has exited"
 _GRACE = 3.0  # seconds in which a failing process tells its cause
 _OTHERS = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|[Ss]ocket|TCPStore|recvValue")
 

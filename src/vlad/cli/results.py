@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--dataset", metavar="NAME", help="of this data set alone")
+    parser.add_argument("--dataset", metavar="NAME", help="only this dataset")
     parser.add_argument("--method", metavar="NAME", help="of this method alone")
     parser.add_argument("--metric", metavar="NAME", choices=METRICS, help=f"this metric alone: {', '.join(METRICS)}")
     parser.add_argument("--shots", type=int, metavar="K", help="with K reference images alone (0: zero-shot)")
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
         categories=options.categories,
     )
     if not found:
-        raise OptionError("nothing is published of what was asked for; leave an option out")
+        raise OptionError("no published numbers match; leave an option out")
     if options.format in {"csv", "json"}:  # every column of the file
         every = [["" if part is None else str(part) for part in one] for one in found]
         print(render(Table(PublishedValue._fields, every), options.format))

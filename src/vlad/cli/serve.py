@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 def add_detector_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that a detector is made by."""
     detector = parser.add_argument_group("detector")
-    detector.add_argument("--class-name", metavar="TEXT", help="what is in images of which that is not said")
+    detector.add_argument("--class-name", metavar="TEXT", help="default class name")
     detector.add_argument("--references", metavar="IMAGES", help="normal images that the method compares with")
     detector.add_argument("--decision", metavar="FILE", help="a file of vlad calibrate, a number, or none")
     detector.add_argument("--device", default="cpu", help="where it is computed (default cpu)")
@@ -141,7 +141,7 @@ def tell_reach(host: str) -> None:
     from vlad.serve.server import is_loopback
 
     if not is_loopback(host):
-        print(f"note: {host} is reached from other machines, and nobody is asked who they are", flush=True)
+        print(f"note: {host} is reachable from other machines without authentication", flush=True)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -164,7 +164,7 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(rest)
     _check(options)
     if settings["data"]:
-        raise OptionError(f"--data.{next(iter(settings['data']))} is no option of vlad serve")
+        raise OptionError(f"--data.{next(iter(settings['data']))} is not an option of vlad serve")
     needs_extra("serve", "fastapi", "uvicorn", "multipart", "prometheus_client")
     from vlad.serve.server import bind
 

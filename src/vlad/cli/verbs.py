@@ -1,4 +1,4 @@
-"""Which options each verb has: an option that would do nothing there is no option of it."""
+"""Which options each verb has: one that would have no effect is rejected."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def refuse_calibration_images(decision: Decision, tested: pd.DataFrame) -> None:
     if found:
         raise DecisionError(
             f"{len(found)} of the tested images are among those that {decision.source} was made with (first: "
-            f"{found[0]}): what is counted on them would mean nothing; test on others, or calibrate on others"
+            f"{found[0]}): results on them would be meaningless; test on others, or calibrate on others"
         )
 
 

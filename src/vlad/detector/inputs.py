@@ -178,7 +178,7 @@ def find(images: Any, class_name: str | Iterable[str] | None, *, size: int) -> I
         total += len(part.frame)
         yield _named_once(part, taken)
     if not total:
-        raise DataError("there are no images: what was given is empty")
+        raise DataError("there are no images: the input is empty")
     if names is not None and next(names, None) is not None:
         raise _miscount(f"more names than the {total} images")
 

@@ -86,7 +86,13 @@ def read_scores(run: Path) -> pd.DataFrame:
     file = run / "test_scores.csv" if run.is_dir() else run
     if not file.is_file():
         raise DataError(f"{file} is not there: give the run folder of a vlad test")
-    frame = pd.read_csv(file, dtype=dict.fromkeys((*_KEYS, "path"), str), keep_default_na=False, na_values=[""])
+    frame = pd.read_csv(
+        file,
+        dtype=dict.fromkeys((*_KEYS, "path"), str),
+        keep_default_na=False,
+        na_values=[""],
+        float_precision="round_trip",
+    )
     missing = [name for name in (*_KEYS, "path", "label", "image_score") if name not in frame]
     if missing:
         raise DataError(f"{file} has no column {', '.join(missing)}")
