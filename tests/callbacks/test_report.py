@@ -43,7 +43,7 @@ def test_a_test_leaves_a_page_without_opening_an_image_again(mvtec, tmp_path, ca
     out = tmp_path / "run"
     run_test(out, small_data(mvtec, test="mvtec_ad"), Report(), Forget(mvtec / "mvtec_ad"), method=Refining)
     found, media, text = facts(out)
-    scores = pd.read_csv(out / "test_scores.csv")
+    scores = pd.read_csv(out / "test_scores.csv", float_precision="round_trip")
     assert found["rows"]["score"] == scores["image_score"].tolist()
     assert found["rows"]["label"] == scores["label"].tolist()
     assert [group["name"] for group in found["groups"]] == ["bottle", "metal_nut"]

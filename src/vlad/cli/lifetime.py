@@ -1,8 +1,8 @@
-"""A command's own process: it starts and ends without work that only a longer life would repay.
+"""A command's own process: start and exit without work that pays off only in longer processes.
 
-While torch and what comes with it are imported, Python's collector goes through all objects again and again, and finds
-next to nothing, since modules stay. And at its end Python frees the objects of five thousand modules one by one, whose
-memory the system takes back at once anyway. Together that was a third of the CPU time of a short command.
+While torch and its dependencies are imported, Python's garbage collector repeatedly scans all objects and finds almost
+nothing, since modules stay alive. At exit, Python frees the objects of five thousand modules one by one, although the
+system reclaims their memory at once. Together this took a third of the CPU time of a short command.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["begin", "end", "importing"]
 
 @dataclass
 class _Life:
-    """What is known of the process.
+    """State of the process.
 
     Attributes:
-        owner: The process that began; those forked from it end as they always do. 0 before, and where Python has to
-            end in full.
+        owner: The process that began; processes forked from it exit normally. 0 before, and if Python must exit
+            normally.
         young: Whether torch is still to be imported.
-        status: The status to end with, once the command is done.
+        status: The exit status, once the command is done.
     """
 
     owner: int = 0
@@ -39,10 +39,9 @@ _life = _Life()
 
 
 def begin() -> None:
-    """Prepares start and end of a process that is the command's alone.
+    """Prepares start and exit of a process that runs only the command.
 
-    Python ends in full where others have asked before to be called at its end, as coverage does, and with
-    ``VLAD_DEBUG``.
+    Python exits normally if others registered exit handlers before, as coverage does, and with ``VLAD_DEBUG``.
     """
     _life.young = gc.isenabled()
     if not atexit._ncallbacks() and not os.environ.get("VLAD_DEBUG"):
@@ -52,9 +51,9 @@ def begin() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Lets the collector wait while torch is imported, and keeps it from what is there by then.
+    """Pauses the garbage collector while torch is imported, and excludes the objects present by then.
 
-    Does nothing once torch is imported, nor in a process that did not begin.
+    Does nothing once torch is imported, or in a process that did not begin.
     """
     if not _life.young:
         yield
@@ -70,12 +69,12 @@ def importing() -> Iterator[None]:
 
 
 def end(status: int) -> None:
-    """Says with which status the command is done; its threads, and all that asked for it, still come to their end."""
+    """Sets the exit status of the finished command; its threads and exit handlers still complete."""
     _life.status = status
 
 
 def _flush_files() -> None:
-    """Writes out what files hold that nobody has closed, as Python's own end does."""
+    """Flushes files that were not closed, as Python does at exit."""
     for found in gc.get_objects():
         if issubclass(type(found), io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
             with suppress(OSError, ValueError):  # closed, or nowhere to write to
@@ -83,7 +82,7 @@ def _flush_files() -> None:
 
 
 def _leave() -> None:
-    """Ends the process; nothing is freed one by one where the command is done and nobody else waits for the end."""
+    """Exits the process; objects are not freed one by one if the command is done and no other exit handler waits."""
     if _life.status is not None and _life.owner == os.getpid():
         _flush_files()
         try:

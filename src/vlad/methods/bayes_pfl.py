@@ -1,4 +1,4 @@
-"""Bayes-PFL: many pairs of sentences, drawn from distributions that are learned, one of them made from each image.
+"""Bayes-PFL: many sentence pairs, sampled from learned distributions, one of them conditioned on the image.
 
 Source: "Bayesian Prompt Flow Learning for Zero-Shot Anomaly Detection", CVPR 2025, arXiv 2503.10080, and the behaviour
 of its published code (xiaozhen228/Bayes-PFL at 8f155a0); where code and paper differ, the code.
@@ -39,7 +39,7 @@ _WARM = 0.1  # share of the first stage
 
 
 class _Words(NamedTuple):
-    """A class's words, with one X where words are learned, and where the sentence ends with these."""
+    """A class's words, with one X for each learned word, and the sentence's end with them."""
 
     words: Tensor  # (L, W), or (B, L, W)
     end: Tensor  # (), or (B,)
@@ -54,10 +54,10 @@ class _Draw(NamedTuple):
 
 
 class BayesPFL(Method):
-    """Bayes-PFL: B pairs of prompts x R samples, each sentence looking at the patches of each layer.
+    """Bayes-PFL: B pairs of prompts x R samples; each sentence attends to the patches of each layer.
 
-    Context words are moved by samples of a distribution that is made from the image, state words by samples of
-    one that is not. Trained on the *test* split, with masks, of an auxiliary dataset; CLIP stays frozen.
+    Samples from an image-conditioned distribution shift the context words, samples from an unconditioned one the state
+    words. Trained on the *test* split, with masks, of an auxiliary dataset; CLIP stays frozen.
 
     Paper: Bayes-PFL, arXiv 2503.10080.
     """
@@ -95,7 +95,7 @@ class BayesPFL(Method):
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
             image_size: Side S of the images in pixels; images are resized to a square.
-            layers: Blocks whose patches sentences look at, from 1.
+            layers: Blocks whose patches the sentences attend to, from 1.
             weights: Trained parts: the authors' file (``train_visa.pth``), a vlad checkpoint, or a run folder.
             prompts: Pairs of prompts B; None for the value in the weights, else 3.
             context_length: Learned words of the context; None for the value in the weights, else 5.
@@ -103,22 +103,22 @@ class BayesPFL(Method):
             flows: Planar flows of a distribution; None for the value in the weights, else 10.
             samples: Samples R of each distribution when scoring.
             noise_seed: Seed of the standard normal numbers that samples are made of when scoring. They are drawn once
-                and are the same for every image; the published code draws on and on.
-            enriched: Whether the image's embedding has a vector of its patches added (the second stage of training).
+                and are the same for every image; the published code draws them again each time.
+            enriched: Whether a vector of the image's patches is added to its embedding (the second stage of training).
                 False for weights of the first stage.
-            top_pixels: Pixels whose mean enters the image score; None for 2000 at 518 pixels, and as large a share at
-                other sizes. The published evaluation takes 20 for categories with small defects, which it knows by
-                name: capsules, macaroni1, macaroni2, pipe_fryum, screw, cashew, chewinggum.
+            top_pixels: Pixels whose mean enters the image score; None for 2000 at 518 pixels, the same share at other
+                sizes. The published evaluation uses 20 for categories with small defects, listed by name: capsules,
+                macaroni1, macaroni2, pipe_fryum, screw, cashew, chewinggum.
             domain: ``industrial``; or ``medical``, where the map does not enter the image score (HeadCT, BrainMRI,
                 Br35H).
             as_published: Whether both parts of the image score are rescaled over all test images of a category, as in
                 the published evaluation.
-            activation: ``gelu``: in place of the QuickGELU that OpenAI's weights were trained with, as the published
-                code has it. ``pretrained``: what CLIP was trained with.
+            activation: ``gelu``: instead of the QuickGELU that OpenAI's weights were trained with, as in the published
+                code. ``pretrained``: what CLIP was trained with.
             sigma: Standard deviation in pixels of the Gaussian over the map.
-            prompt_epochs: Epochs of a training that train all but the embedding's enrichment, which further ones train
-                (stage 2). The published code goes on to it when the tested set no longer improves.
-            lr: Learning rate of Adam, but for prompts and flows (1e-3) and temperatures (1e-2).
+            prompt_epochs: Epochs that train everything except the embedding's enrichment, which later epochs train
+                (stage 2). The published code starts stage 2 when the tested set no longer improves.
+            lr: Learning rate of Adam, except for prompts and flows (1e-3) and temperatures (1e-2).
         """
         # Of this object, ahead of the base, which builds CLIP by it.
         self.numerics = Numerics(activation=activation)  # type: ignore[misc]
@@ -184,7 +184,7 @@ class BayesPFL(Method):
         return _Words(tower.embed(ids[0, : int(end) + 1]), end)
 
     def stack_texts(self, texts: Sequence[Any]) -> _Words:
-        """Joins the texts of images, filled up to the longest behind their ends."""
+        """Joins the texts of images, padded to the longest one."""
         length = max(len(text.words) for text in texts)
         words = [F.pad(text.words, (0, 0, 0, length - len(text.words))) for text in texts]
         return _Words(torch.stack(words), torch.stack([text.end for text in texts]))
@@ -221,7 +221,7 @@ class BayesPFL(Method):
     # -- scores --------------------------------------------------------------------------------------------
 
     def margins(self, features: Features, normal: Tensor, abnormal: Tensor) -> Tensor:
-        """Returns logit margins of the patches (B, layers, pairs, h, w), each sentence having looked at them."""
+        """Returns logit margins of the patches (B, layers, pairs, h, w), after each sentence attended to them."""
         found = []
         for patches, text in self.look(torch.cat([normal, abnormal], dim=1), features.levels):
             one, other = text.chunk(2, dim=1)
@@ -253,14 +253,14 @@ class BayesPFL(Method):
         return Scores(margins, image, self.nearest(features, references))
 
     def map_of(self, scores: Scores, size: tuple[int, int]) -> Tensor:
-        """Returns the abnormal probability, upsampled as margins, averaged over layers and pairs one by one."""
+        """Returns the abnormal probability, upsampled as margins, averaged over layers and pairs one at a time."""
         total = torch.zeros(1, device=scores.patches.device)
         for margin in scores.patches.unbind(1):
             total = total + upsample(margin, size, align_corners=True).sigmoid()
         return total / scores.patches.shape[1]
 
     def finish(self, scores: Scores, size: tuple[int, int]) -> Prediction:
-        """Makes the map as the base does; the image score is the mean of its own probability and of the map's top.
+        """Makes the map like the base class; the image score is the mean of its own probability and the map's top.
 
         Args:
             scores: Output of :meth:`compare`.
@@ -290,7 +290,7 @@ class BayesPFL(Method):
 
     @property
     def trains_prompts(self) -> bool:
-        """Whether the present epoch is of the first stage."""
+        """Whether the current epoch belongs to the first stage."""
         return (self.stage or self.stages[self.current_epoch >= self.prompt_epochs]) == "prompts"
 
     def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
@@ -311,7 +311,7 @@ class BayesPFL(Method):
             features: Output of :meth:`encode`.
             batch: The batch.
             noise: Standard normal numbers for contexts (B, 1, D), for normal and for abnormal states (1, D).
-            pair: Which pair of prompts is trained; the orthogonality is of all.
+            pair: Which pair of prompts is trained; the orthogonality loss covers all pairs.
         """
         assert features.image is not None
         first = self.trains_prompts
@@ -339,9 +339,9 @@ class BayesPFL(Method):
         return {**terms, "dice": torch.stack([_dice_loss(one, mask) for one in maps]).sum()}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam with the betas of GANs, in four groups, whose learning rates move with :meth:`rate`.
+        """Adam with the betas of GANs, in four groups, whose learning rates follow :meth:`rate`.
 
-        What a stage does not train gets no gradient, and is left as it is.
+        Parameters that a stage does not train get no gradient and do not change.
         """
         rates = {**_RATES, "rest": self.lr}
         groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in rates}
@@ -375,7 +375,7 @@ class BayesPFL(Method):
             group["lr"] = group["initial_lr"] * (self.rate(done, steps) if self.trains_prompts else 1)
 
     def on_train_end(self) -> None:
-        """Tells where the second stage has not been reached, and scores are to be made with it."""
+        """Warns if the second stage has not been reached but scores would use it."""
         if self.enriched and self.trainer.global_step <= self.prompt_epochs * int(self.trainer.num_training_batches):
             rank_zero_warn("the training ended ahead of its second stage: give enriched: false, or fewer prompt_epochs")
 

@@ -1,10 +1,10 @@
 """CLIP-ADA, reconstructed from its abstract: a learnable prompt bound to abnormal patterns by self-supervision.
 
 Source: Cai et al., "Anomaly Detection by Adapting a pre-trained Vision Language Model", arXiv 2403.09493. Only the
-abstract is public to us and no code is. What is taken from it: a frozen CLIP, one learnable prompt that
+abstract is available to us; no code is public. Taken from it are: a frozen CLIP, one learnable prompt that
 self-supervision ties to abnormal patterns of all categories, similarity of the prompt and the image as the map, and a
-refinement of anomalous regions. Everything else is a reasoned choice of ours, each a setting below; nothing here
-claims the paper's figures.
+refinement of anomalous regions. Everything else is our choice, each a setting below; we claim none of the paper's
+figures.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ __all__ = ["CLIPADA"]
 class CLIPADA(Method):
     """CLIP-ADA, reconstructed from its abstract: one prompt learned from pseudo-anomalies, maps refined by zoom.
 
-    Trained on normal images alone, of all categories together: pseudo-anomalies are painted into them, and a prompt
-    without a class name is learned whose text embedding is near the patches that were painted on. At test time the map
-    is the patches' similarity to the prompt; then the regions that stand out are looked at again, closer.
+    Trained only on normal images, of all categories together: pseudo-anomalies are painted into them, and a prompt
+    without a class name is learned whose text embedding is near the painted patches. At test time the map is the
+    patches' similarity to the prompt; then conspicuous regions are scored again at a larger scale.
 
     Paper: CLIP-ADA, arXiv 2403.09493 (a reconstruction).
     """
@@ -72,7 +72,7 @@ class CLIPADA(Method):
         Args:
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny`` (A1).
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
-            image_size: Side of what the tower looks at, in pixels: the whole image, or a region (A2).
+            image_size: Side of the encoder's input in pixels: the whole image or a region (A2).
             full_size: Side S that images are given in, that regions are cropped from and that maps have, in pixels.
             weights: Trained parameters: a vlad checkpoint, or a run folder.
             layers: Layers whose tokens are compared with the prompt, from 1; by default every quarter (A4).
@@ -80,12 +80,12 @@ class CLIPADA(Method):
                 attention branch are compared, through CLIP's own projection, and only the prompt is learned (A3).
             length: Learned vectors of a prompt (A5).
             words: Words after them, such as ``anomaly``.
-            normal_prompt: Whether a second prompt stands for what is normal (A6).
+            normal_prompt: Whether a second prompt describes normal patches (A6).
             scale: Factor of the cosines at the start; learned (A7).
-            bias: Logit of a cosine of 0 at the start; learned. None is needed beside a normal prompt.
+            bias: Logit of a cosine of 0 at the start; learned. Not used with a normal prompt.
             synthesis: How pseudo-anomalies are made (A8).
             losses: Terms of the training loss (A10, A11).
-            refinement: ``Zoom`` looks at regions again, closer, and is the default; ``Head`` is a small trained
+            refinement: ``Zoom``, the default, scores regions again at a larger scale; ``Head`` is a small trained
                 decoder; ``NoRefinement``; or a refinement of your own (A12).
             sigma: Standard deviation in pixels of the Gaussian over the map (A13).
             top: Share of the map's pixels whose mean is the image score; 0 for the maximum (A14).
@@ -131,7 +131,7 @@ class CLIPADA(Method):
 
     @property
     def tags(self) -> Tags:
-        """The prompt knows no class names; zoom's regions depend on the data."""
+        """The prompt contains no class names; zoom's regions depend on the data."""
         zoom = "zoom chooses regions by connected components of the initial map, which depends on the data"
         return Tags(class_names=False, no_export=zoom if isinstance(self.how, Zoom) else "")
 
@@ -140,7 +140,7 @@ class CLIPADA(Method):
     def encode_prompts(self) -> Tensor:
         """Encodes the prompts, ``[start] V_1 … V_M words [end]``, to unit vectors (1 or 2, D): abnormal, normal.
 
-        Gradients reach the learned vectors through the frozen tower. Without gradients the vectors are kept until the
+        Gradients reach the learned vectors through the frozen tower. Without gradients the vectors are cached until the
         prompts change.
         """
         if torch.is_grad_enabled():
@@ -163,7 +163,7 @@ class CLIPADA(Method):
     # -- image ---------------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Features:
-        """Runs the tower on whole images (B, 3, S, S), resized to ``image_size``; the images go along for the zoom."""
+        """Encodes whole images (B, 3, S, S), resized to ``image_size``; the images are kept for the zoom."""
         side = self.image_size
         small = images if images.shape[-2:] == (side, side) else self._crop(images, None)
         start = "" if self.linear else "vv "
@@ -225,11 +225,11 @@ class CLIPADA(Method):
 
     @staticmethod
     def enlarge(levels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Enlarges the mean of the levels (B, L, g, g) to logits (B, H, W)."""
+        """Upsamples the mean of the levels (B, L, g, g) to logits (B, H, W)."""
         return paste_maps(levels.mean(1), full_boxes(levels.shape[0], levels.device), size[0])[0]
 
     def map_of(self, scores: Scores, size: tuple[int, int]) -> Tensor:
-        """Returns the abnormal probability, refined where a refinement is."""
+        """Returns the abnormal probability, refined if there is a refinement."""
         return (self.enlarge(scores.patches, size) if scores.refined is None else scores.refined).sigmoid()
 
     def components_of(self, scores: Scores, anomaly_map: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ class CLIPADA(Method):
         return anomaly_map.flatten(1).topk(count, dim=1).values.mean(1, keepdim=True)
 
     def finish(self, scores: Scores, size: tuple[int, int]) -> Prediction:
-        """Makes the prediction; what it was before the refinement is its stage ``initial``."""
+        """Makes the prediction; its stage ``initial`` is the map before the refinement."""
         final = super().finish(scores, size)
         if scores.refined is None:
             return final
@@ -272,7 +272,7 @@ class CLIPADA(Method):
         return Random(run_seed(), self.global_rank, step, device=self.device)
 
     def draw_boxes(self, mask: Tensor, random: Random) -> Tensor:
-        """Draws a square about an anomalous pixel of each image (B, 4), of a side from ``min_side`` to 1."""
+        """Draws a square around an anomalous pixel of each image (B, 4), of a side from ``min_side`` to 1."""
         size, count = mask.shape[-1], len(mask)
         pixels = mask.flatten(1) | ~mask.any((1, 2))[:, None]  # any pixel of an image without an anomalous one
         number = (random.uniform(0, 1, count) * pixels.sum(1)).long()
@@ -284,7 +284,7 @@ class CLIPADA(Method):
         return torch.cat([corner, corner + side], dim=1)
 
     def prepare(self, batch: Batch) -> Batch:
-        """Paints pseudo-anomalies; returns the whole images, then the regions about them, at ``image_size``."""
+        """Paints pseudo-anomalies; returns the whole images, then the regions around them, at ``image_size``."""
         random = self.step_random()
         images, mask = self.synthesize(batch["image"], batch.get("texture"), random)
         boxes = [full_boxes(len(images), images.device)]
@@ -315,7 +315,7 @@ class CLIPADA(Method):
         return terms
 
     def configure_optimizers(self) -> Any:
-        """AdamW, weight decay on the linear maps alone; the rate falls to a fifth at 80 % and at 90 % of the steps."""
+        """AdamW, weight decay on the linear maps only; the rate falls to a fifth at 80 % and at 90 % of the steps."""
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         decayed = [p for name, p in trained.items() if name.endswith("weight")]
         others = [p for name, p in trained.items() if not name.endswith("weight")]

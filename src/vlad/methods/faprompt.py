@@ -1,4 +1,4 @@
-"""FAPrompt: ten abnormal sentences beside a normal one, moved by the image, in two passes.
+"""FAPrompt: ten abnormal sentences and a normal one, conditioned on the image, in two passes.
 
 Source: Zhu et al., "Fine-grained Abnormality Prompt Learning for Zero-shot Anomaly Detection", ICCV 2025, arXiv
 2410.10289, and its published code, whose numbers are reproduced; where code and paper differ, the code.
@@ -38,7 +38,7 @@ _SETTINGS = ("normal_length", "abnormal_length", "abnormal_prompts", "prior_patc
 
 
 class FineText(NamedTuple):
-    """The text of an image ahead of what the image adds; the batch comes first where there is one.
+    """The text before the image's prior is added; with a leading batch dimension if there is one.
 
     Attributes:
         vectors: Unit vectors (2, D): the normal sentence, and the mean of the abnormal ones.
@@ -52,7 +52,7 @@ class FineText(NamedTuple):
 
 
 class FAPrompt(LearnedText):
-    """FAPrompt: compound abnormality prompts, and a prior of the image's own patches that is added to them.
+    """FAPrompt: compound abnormality prompts, and a prior from the image's own patches that is added to them.
 
     The normal sentence has five learned words; each of ten abnormal ones has the same five and two more. Their mean is
     the abnormal vector. In a second pass a small network turns ten patches of the image into one vector, which is
@@ -89,21 +89,21 @@ class FAPrompt(LearnedText):
             backbone: open_clip name, ``hf-hub:org/repo``, ``local-dir:folder`` or ``vlad-tiny``.
             pretrained: open_clip weights tag, for plain names; ``random`` for random weights.
             image_size: Side S of the images in pixels; images are resized to a square.
-            weights: Trained prompts: a file as the authors' code writes it (they have published none), one of vlad's
-                checkpoints, or a run folder.
+            weights: Trained prompts: a file in the format of the authors' code (they have published none), one of
+                vlad's checkpoints, or a run folder.
             local_from: Block at which the local path begins; by default at a quarter of the depth, 6 of 24 as
                 published.
             normal_length: Learned words of every sentence; 5 by default. What weights were trained with takes
                 precedence over the default, for this and the next five.
             abnormal_length: Further learned words of each abnormal sentence; 2 by default.
             abnormal_prompts: Abnormal sentences K; 10 by default.
-            prior_patches: Patches that the prior is made of; 10 by default.
+            prior_patches: Patches that the prior is computed from; 10 by default.
             depth: Blocks of the text tower that learned tokens enter; 9 by default, or all if it has fewer.
-            deep_length: Tokens that are overwritten ahead of each further block; 4 by default.
-            prior: Which patches the prior is made of. ``first``: the first ones of the top row, as in the published
-                code, in training too. ``most_anomalous``: those with the highest probability in the first pass, the
-                highest first, as in the paper.
-            temperature: What cosines are divided by.
+            deep_length: Tokens that are overwritten before each further block; 4 by default.
+            prior: Which patches the prior is computed from. ``first``: the first ones of the top row, as in the
+                published code, also in training. ``most_anomalous``: those with the highest probability in the first
+                pass, the highest first, as in the paper.
+            temperature: Divisor of the cosines.
             sigma: Standard deviation in pixels of the Gaussian over the map.
             half_prompts: Round deep prompts, and their gradients, to half precision, as the published code does.
             lr: Learning rate of Adam.
@@ -166,7 +166,7 @@ class FAPrompt(LearnedText):
     # -- text ----------------------------------------------------------------------------------------------
 
     def sentences(self) -> list[str]:
-        """Returns the normal and the abnormal sentence, with letters where words are learned."""
+        """Returns the normal and the abnormal sentence, with letters in place of learned words."""
         common, further = " ".join(["N"] * self.normal_length), " ".join(["A"] * self.abnormal_length)
         return [f"{common} object.", f"{common} {further} damaged object."]
 
@@ -179,7 +179,7 @@ class FAPrompt(LearnedText):
         return 3 + self.normal_length, 4 + self.normal_length + self.abnormal_length
 
     def class_text(self, class_name: str) -> FineText:
-        """Returns the text ahead of what images add, the same for every class."""
+        """Returns the text before images' priors are added, the same for every class."""
         tower, count = self.text_tower, self.abnormal_prompts
         ids = tower.tokenize(self.sentences())
         normal, abnormal = self._ends()
@@ -196,7 +196,7 @@ class FAPrompt(LearnedText):
 
         Args:
             text: Output of :meth:`texts`.
-            prior: What is added to the further words of all abnormal sentences (B, W).
+            prior: Vector added to the further words of all abnormal sentences (B, W).
         """
         first, count = 1 + self.normal_length, self.abnormal_length
         moved = text.words[:, :, first : first + count] + prior[:, None, None]
@@ -207,11 +207,11 @@ class FAPrompt(LearnedText):
     # -- image ---------------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Features:
-        """Runs both paths, as AnomalyCLIP does: local patches, and the class token without ``ln_post``."""
+        """Runs both paths, like AnomalyCLIP: local patches, and the class token without ``ln_post``."""
         return two_paths(self, images, self.layers, self.local_from)
 
     def image_prior(self, patches: Tensor, margin: Tensor) -> Tensor:
-        """Returns what an image adds to the abnormal words (B, W).
+        """Returns the vector that an image adds to the abnormal words (B, W).
 
         Args:
             patches: Unit vectors of the patches (B, h, w, D).
@@ -252,7 +252,7 @@ class FAPrompt(LearnedText):
     def components_of(self, scores: Scores, anomaly_map: Tensor) -> Tensor:
         """Returns the parts (B, 3): half of the image's probability, a third and a sixth of the passes' largest one.
 
-        The largest are of patches, ahead of the upsampling, of those that are inspected.
+        The maxima are taken over inspected patches, before upsampling.
         """
         assert scores.image is not None
         # One axis is reduced, not two: of a batch, OpenVINO 2026 gets the latter wrong where a sigmoid follows.
@@ -265,7 +265,7 @@ class FAPrompt(LearnedText):
     def loss(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns the losses of both passes' maps, of the image, of its score, of the sentences and of the prior.
 
-        Anomalous images without a mask do not teach the maps.
+        Anomalous images without a mask do not train the maps.
         """
         text, label = self.texts(batch["class_name"]), batch["label"].float()
         scores, prior = self._passes(features, text)
@@ -296,14 +296,14 @@ class FAPrompt(LearnedText):
         return {name: passes[0][name] + 0.5 * passes[1][name] for name in passes[0]}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over all that is trained, no schedule, as published."""
+        """Adam over all trained parameters, no schedule, as published."""
         trained = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.Adam(trained, lr=self.lr, betas=(0.5, 0.999))
 
     # -- published files -----------------------------------------------------------------------------------
 
     def published_state(self, file: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Maps the names ``prompt_learner/*`` of the published code to ours; refuses what is of another CLIP."""
+        """Maps the names ``prompt_learner/*`` of the published code to ours; rejects files of another CLIP."""
         learner, tower = file["prompt_learner"], self.text_tower
         state = {
             "normal_words": learner["ctx_pos"].float().flatten(0, 2),
@@ -319,7 +319,7 @@ class FAPrompt(LearnedText):
 
 
 def _read_settings(file: Mapping[str, Any], embed_dim: int) -> dict[str, Any]:
-    """Reads the numbers of words, sentences, patches and blocks off the shapes of a published file, or off our own."""
+    """Reads the numbers of words, sentences, patches and blocks from the shapes of a published file or our own."""
     if "vlad" in file:
         saved = hyperparameters(file)
         return {key: saved[key] for key in _SETTINGS if saved.get(key) is not None}

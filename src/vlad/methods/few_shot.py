@@ -1,4 +1,4 @@
-"""Few-shot references, the same way for every method: a patch memory beside the zero-shot map."""
+"""Few-shot references, the same way for every method: a patch memory in addition to the zero-shot map."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class ReferenceMemory(PatchMemory):
 
     @property
     def in_use(self) -> bool:
-        """Whether patches are compared with references; a method that encodes less for zero-shot asks this."""
+        """Whether patches are compared with references; for methods that encode less in zero-shot mode."""
         return self.fitting or any(name.startswith("bank_") for name in self._buffers)  # no tensor is read: it exports
 
     def fit_batches(self, batches: Iterable[Batch], levels_of: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
-        """Remembers the patch tokens of reference images by category; what was remembered before is forgotten.
+        """Stores the patch tokens of reference images by category; replaces earlier ones.
 
         Args:
             batches: Batches of normal images with ``image``, ``dataset`` and ``category``.
-            levels_of: Gives the patch tokens (B, h, w, D) of images per level.
+            levels_of: Returns the patch tokens (B, h, w, D) of images per level.
 
         Raises:
             MethodError: There is no image.

@@ -1,4 +1,4 @@
-"""Hybrid semantic fusion: one vector for the most abnormal patches of an image, small groups counted as much as large.
+"""Hybrid semantic fusion: one vector for the most abnormal patches of an image, with equal weight per group.
 
 Source: AdaCLIP, arXiv 2407.15795, as its published code computes it (which differs from the paper's text).
 """
@@ -25,9 +25,9 @@ def cluster(points: Tensor, count: int, clustering: Clustering = "fixed") -> Ten
     Args:
         points: Sets of points (B, n, D).
         count: Number of groups K; at most n are made.
-        clustering: ``"fixed"``: k-means++ with the same random numbers for every set, so that a set's groups are
-            its own, whatever else is in the batch and whatever was done before; on the device, without waiting
-            for it. ``"sklearn"``: scikit-learn's KMeans under numpy's global state, as published.
+        clustering: ``"fixed"``: k-means++ with the same random numbers for every set, so a set's groups do not depend
+            on the rest of the batch or on earlier calls; on the device, without synchronisation. ``"sklearn"``:
+            scikit-learn's KMeans under numpy's global state, as published.
 
     Returns:
         Groups (B, n), int64, from 0 to K − 1; one may stay empty.
@@ -56,7 +56,7 @@ def cluster(points: Tensor, count: int, clustering: Clustering = "fixed") -> Ten
 
 
 def _first_centers(apart: Tensor, count: int) -> Tensor:
-    """Chooses centres as k-means++ does, the best of several draws each time (B, K); see scikit-learn's.
+    """Chooses centres by k-means++, the best of several draws each time (B, K), like scikit-learn.
 
     Args:
         apart: Squared distances between the points of a set (B, n, n).
@@ -85,7 +85,7 @@ _DRAWN: dict[tuple[int, int], Tensor] = {}
 
 
 def _draws(count: int, trials: int) -> Tensor:
-    """Returns the random numbers of all sets (K, trials); drawn once, so that an exported graph holds them."""
+    """Returns the random numbers of all sets (K, trials); drawn once, so that an exported graph contains them."""
     found = _DRAWN.get((count, trials))
     if found is None:
         with torch.inference_mode(False):  # what is remembered must serve training too
@@ -112,7 +112,7 @@ def fuse(
         abnormality: How abnormal each patch is (B, n).
         count: Number of groups K.
         clustering: As for :func:`cluster`.
-        labels: Groups of the chosen patches (B, min(n, 5 K)), in place of clustering.
+        labels: Groups of the chosen patches (B, min(n, 5 K)), instead of clustering.
 
     Returns:
         Unit vectors (B, D).

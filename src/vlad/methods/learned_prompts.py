@@ -1,7 +1,7 @@
-"""Text that is learned: words of a sentence and deep prompts of the text tower, as several detectors have them.
+"""Learned text: words of a sentence and deep prompts of the text encoder, as used by several detectors.
 
-Source: Zhou et al., AnomalyCLIP, ICLR 2024, arXiv 2310.18961, section 3.2, and the published code, from which those of
-FAPrompt and Crane are made.
+Source: Zhou et al., AnomalyCLIP, ICLR 2024, arXiv 2310.18961, section 3.2, and the published code, on which FAPrompt's
+and Crane's code is based.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def deep_edit(prompts: nn.ParameterDict, count: int, *, half: bool) -> TokenEdit
     """Makes the edit that overwrites words, from the first one on, with deep prompts.
 
     Args:
-        prompts: What :func:`deep_prompts` made.
+        prompts: Output of :func:`deep_prompts`.
         count: Sentences n.
-        half: Whether prompts, and their gradients sentence by sentence, are rounded to half precision.
+        half: Whether prompts, and their gradients per sentence, are rounded to half precision.
     """
     rows = {int(name.removeprefix("block_")): prompt.expand(count, -1, -1) for name, prompt in prompts.items()}
     if half:  # after the expansion: rounded once per sentence, as are the gradients
@@ -65,7 +65,7 @@ def deep_edit(prompts: nn.ParameterDict, count: int, *, half: bool) -> TokenEdit
 
 
 def write_words(fixed: Tensor, words: Tensor, position: int = 1) -> Tensor:
-    """Writes learned words over those of sentences.
+    """Overwrites words of sentences with learned words.
 
     Args:
         fixed: Word embeddings of sentences (n, L, W), or (1, L, W) for the same one n times.
@@ -87,7 +87,7 @@ def run_sentences(
         words: Word embeddings (n, L, W) without positions.
         ends: Index of each sentence's end-of-text token: n numbers, or fewer that come again and again, behind the
             largest of which words are cut off; or a tensor (n,), for words that are cut already.
-        before: Edit of the tokens ahead of each block.
+        before: Edit of the tokens before each block.
 
     Returns:
         Sentence features (n, D), not normalised.
@@ -101,9 +101,9 @@ def run_sentences(
 
 
 class LearnedText(Method):
-    """A method whose text is trained: encoded at every step of a training, else once until a parameter changes.
+    """A method whose text is trained: encoded at every training step, otherwise only when a parameter changes.
 
-    :meth:`class_text` makes the text; it is given "" where ``tags.class_names`` says that names do not matter.
+    :meth:`class_text` makes the text; it gets "" if ``tags.class_names`` states that names are not used.
     """
 
     _text_version: tuple[tuple[int, int], ...] = ()
@@ -119,7 +119,7 @@ class LearnedText(Method):
         return self.stack_texts([known[name] for name in names])
 
     def fixed_texts(self, class_names: Sequence[str]) -> Any:
-        """Returns the text of each image without gradients, encoded anew only where a parameter has changed."""
+        """Returns the text of each image without gradients, encoded again only if a parameter has changed."""
         version = tuple((p._version, p.data_ptr()) for p in self.text_parameters())
         if self._text_version != version:
             self._texts.clear()
@@ -127,7 +127,7 @@ class LearnedText(Method):
         return self._texts(self._names(class_names), self.device)
 
     def text_parameters(self) -> list[nn.Parameter]:
-        """Returns what the text depends on, by default all that is trained."""
+        """Returns what the text depends on, by default all trained parameters."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def _names(self, class_names: Sequence[str]) -> list[str]:
@@ -142,8 +142,8 @@ class LearnedPrompts(LearnedText):
 
     Attributes:
         length: Learned words of each sentence.
-        depth: Blocks of the text tower that learned tokens enter; the first has the words alone.
-        deep_length: Tokens that are overwritten ahead of each further block, from the first word on.
+        depth: Blocks of the text encoder that learned tokens enter; the first has only the words.
+        deep_length: Tokens that are overwritten before each further block, from the first word on.
         half_prompts: Whether deep prompts are rounded to half precision, as the published code does.
         words: Learned words (2, length, W), of the normal and the abnormal sentence.
         deep_prompts: Deep prompts ``block_2`` to ``block_depth``.
@@ -163,7 +163,7 @@ class LearnedPrompts(LearnedText):
             weights: The authors' file or its name, a checkpoint, a run folder, or None.
             length: Learned words; None for the file's number, else 12.
             depth: Blocks; None for the file's number, else 9 or all.
-            deep_length: Tokens ahead of further blocks; None for the file's number, else 4 or all words.
+            deep_length: Tokens before further blocks; None for the file's number, else 4 or all words.
             half_prompts: As the attribute.
 
         Returns:
@@ -211,7 +211,7 @@ class LearnedPrompts(LearnedText):
         return found[0].to(self.device), found[1]
 
     def encode_text(self) -> Tensor:
-        """Runs the two sentences through the text tower: unit vectors (2, D), normal and abnormal."""
+        """Encodes the two sentences: unit vectors (2, D), normal and abnormal."""
         tower = self.text_tower
         ids = tower.tokenize(self.sentences())
         words = write_words(tower.embed(ids), self.words)
@@ -228,7 +228,7 @@ class LearnedPrompts(LearnedText):
         return Tags(class_names=False)
 
     def published_state(self, file: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Maps the released names ``prompt_learner/*`` to ours; refuses what was trained on another CLIP."""
+        """Maps the released names ``prompt_learner/*`` to ours; rejects what was trained on another CLIP."""
         learner, tower = file["prompt_learner"], self.text_tower
         state = {"words": torch.cat([learner["ctx_pos"], learner["ctx_neg"]]).flatten(0, 1).float()}
         ids = tower.tokenize(self.sentences())
@@ -263,7 +263,7 @@ def deep_state(learner: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_text(method: str, learner: Mapping[str, Tensor], ids: Tensor, embedded: Tensor) -> None:
-    """Refuses released prompts of other sentences or of another CLIP, by what the file holds of both.
+    """Rejects released prompts of other sentences or of another CLIP, based on the file's contents.
 
     Args:
         method: The method's name, for messages.

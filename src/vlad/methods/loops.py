@@ -1,4 +1,4 @@
-"""The loops of every method: training, validation, test, prediction; and what its checkpoints hold."""
+"""The loops of every method: training, validation, test, prediction; and the contents of its checkpoints."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["Loops"]
 
 
 class Loops(LightningModule):
-    """What Lightning calls; :class:`vlad.Method` says what is computed.
+    """The hooks that Lightning calls; :class:`vlad.Method` defines what is computed.
 
     Attributes:
-        backbone: See :class:`vlad.Method`; as the next two.
+        backbone: See :class:`vlad.Method`, also for the next two.
         feature_cache: Where :meth:`frozen` looks.
         engine: What computes :meth:`frozen`; None for torch.
         origin: Where trained parameters come from.
-        tiling: How images are tiled in testing and prediction; None: they are scored as one.
+        tiling: How images are tiled in testing and prediction; None: no tiles.
         fixed: Which images of a training batch are the same in every epoch, while they are encoded; None for all.
     """
 
@@ -103,14 +103,14 @@ class Loops(LightningModule):
     def frozen(
         self, images: Tensor, compute: Callable[[Tensor], Tree], names: Any, encoder: Encoder | None = None
     ) -> Tree:
-        """Returns what a frozen encoder makes of images, from the cache of features where there is one.
+        """Returns the outputs of a frozen encoder, from the feature cache if there is one.
 
         Args:
             images: Normalised images (B, 3, H, W).
-            compute: Makes a tree of tensors (B, …) of images; runs without gradients.
-            names: The same tree with names in place of tensors: what each is, with all that decides its values beside
-                the encoder's weights, the images and the precision, such as layers, branch and projection. Methods
-                that give one name to one thing share it.
+            compute: Computes a tree of tensors (B, …) from images; runs without gradients.
+            names: The same tree with names instead of tensors: what each is, and everything that determines its values
+                except the encoder's weights, the images and the precision, such as layers, branch and projection.
+                Methods that use the same name share the cached tensor.
             encoder: The encoder; the backbone by default.
         """
         with torch.no_grad():
@@ -133,21 +133,21 @@ class Loops(LightningModule):
         return [kind() for kind in wanted if kind not in present]
 
     def refuse_training_free(self) -> None:
-        """Raises MethodError where there is nothing to train."""
+        """Raises MethodError if there is nothing to train."""
         if not self.trains:
             raise MethodError(f"{type(self).__name__} is training-free; run vlad test or vlad predict")
 
     def setup(self, stage: str) -> None:
-        """Refuses to train what has nothing to train."""
+        """Rejects training of a method without trainable parameters."""
         if stage == "fit":
             self.refuse_training_free()
 
     def on_train_start(self) -> None:
-        """From here on the parameters are trained ones."""
+        """Records that the parameters are trained from now on."""
         self.origin = "fit"
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seeds the step, so that what is drawn in it is the same in a training that was interrupted before."""
+        """Seeds the step, so that a resumed training run draws the same random numbers."""
         seed_step(run_seed(), self.global_rank, steps_done(self.trainer))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -195,7 +195,7 @@ class Loops(LightningModule):
         return self._score_batch(batch)
 
     def on_predict_start(self) -> None:
-        """Refuses what cannot be told image by image."""
+        """Rejects methods that cannot score images independently."""
         if self.tags.transductive:
             raise MethodError(
                 f"{type(self).__name__} as configured scores a whole test set at once (transductive); vlad predict "
@@ -203,15 +203,15 @@ class Loops(LightningModule):
             )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction | Features | None:
-        """Scores a batch of images of which nothing is known; None where none of them could be read."""
+        """Scores a batch of unlabelled images; None if none of them could be read."""
         return self._score_batch(batch) if len(batch["image"]) else None
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the frozen encoder out and records which one it was."""
+        """Removes the frozen encoder and records which one it was."""
         slim(cast(Restorable, self), checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses another method's or another encoder's checkpoint; fills in the frozen encoder for a strict load."""
+        """Rejects another method's or another encoder's checkpoint; fills in the frozen encoder for a strict load."""
         check_loaded(cast(Restorable, self), checkpoint)

@@ -92,10 +92,10 @@ def margin_losses(margins: Iterable[Tensor], mask: Tensor) -> dict[str, Tensor]:
 
 
 def map_losses(maps: Iterable[tuple[Tensor, ...]], mask: Tensor) -> dict[str, Tensor]:
-    """Computes what AnomalyCLIP and its relatives minimise over the maps of several levels, each summed over these.
+    """Computes the map losses of AnomalyCLIP and related methods, each summed over the levels.
 
     Args:
-        maps: Of each level the probabilities of normal and of abnormal (B, H, W).
+        maps: Probabilities of normal and of abnormal (B, H, W) for each level.
         mask: 1 where anomalous (B, H, W).
 
     Returns:
@@ -114,7 +114,7 @@ def balanced_bce_loss(logits: Tensor, target: Tensor, *, negatives: float = 3.0)
     Args:
         logits: Logits (B, H, W).
         target: True where anomalous (B, H, W), bool.
-        negatives: Normal pixels that count for each anomalous one; where there is none, a hundredth of all count.
+        negatives: Normal pixels per anomalous pixel; without anomalous pixels, a hundredth of all pixels count.
 
     Returns:
         A scalar.
@@ -139,15 +139,15 @@ class Losses:
     """The terms of the training loss of a method that learns from pseudo-anomalies.
 
     Attributes:
-        pixel: Loss beside Dice: binary cross-entropy; the same with three hard negatives for each positive; or focal
-            (A10).
-        region_view: Weight of the loss on a square region about the pseudo-anomaly; 0 for none (A11).
+        pixel: Loss in addition to Dice: binary cross-entropy; the same with three hard negatives for each positive; or
+            focal (A10).
+        region_view: Weight of the loss on a square region around the pseudo-anomaly; 0 for none (A11).
     """
 
     pixel: Literal["bce", "balanced_bce", "focal"] = "bce"
     region_view: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses unknown losses."""
+        """Rejects unknown losses."""
         if self.pixel not in PIXEL_LOSSES:
             raise MethodError(f"no pixel loss is named '{self.pixel}'; {nearest(self.pixel, PIXEL_LOSSES)}")

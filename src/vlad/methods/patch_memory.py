@@ -1,7 +1,7 @@
 """Nearest neighbours in a memory of normal patch tokens: training-free, on any encoder, without text.
 
 The scheme shared by PatchCore (Roth et al., arXiv 2106.08265), APRIL-GAN's few-shot branch and AnomalyDINO (Damm et
-al., arXiv 2405.14529), in its plainest form; it reproduces none of them.
+al., arXiv 2405.14529), in its simplest form; it reproduces none of them.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class NearestPatch(Method):
         return self.scores_of(distance)
 
     def scores_of(self, distance: Tensor) -> Scores:
-        """Makes scores of the distances of patches (B, h, w): their map, and the mean of the largest for the image."""
+        """Makes scores from patch distances (B, h, w): the map, and the mean of the largest for the image."""
         highest = distance.flatten(1).topk(max(1, int(self.top * distance[0].numel())), dim=1).values
         return Scores(distance[:, None][:, :0], highest.mean(1, keepdim=True), distance)
 
     def components_of(self, scores: Scores, anomaly_map: Tensor) -> Tensor:
-        """Returns the mean of the largest distances (B, 1); with a region of interest, of those inside."""
+        """Returns the mean of the largest distances (B, 1); with a region of interest, only inside it."""
         assert scores.image is not None
         assert scores.memory is not None
         if scores.roi is None:

@@ -27,7 +27,7 @@ def _largest_cluster(rows: Tensor, labels: Tensor) -> Tensor | None:
 
 
 def dbscan_labels(rows: Tensor, eps: float, min_samples: int) -> Tensor:
-    """Clusters rows by density, as scikit-learn's DBSCAN, whose import would take longer than all of the text tower.
+    """Clusters rows by density, like scikit-learn's DBSCAN, whose import would take longer than the whole text encoder.
 
     Args:
         rows: Points (N, D).
@@ -35,8 +35,8 @@ def dbscan_labels(rows: Tensor, eps: float, min_samples: int) -> Tensor:
         min_samples: Rows in a core row's neighbourhood, itself included.
 
     Returns:
-        Clusters (N,), int64, each named by its first core row; -1 for noise. A row at the border of several is in that
-        with the lowest name.
+        Clusters (N,), int64, each named by its first core row; -1 for noise. A row at the border of several belongs to
+        the one with the lowest name.
     """
     points = rows.detach().cpu().double()
     near = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") <= eps
